@@ -1,0 +1,30 @@
+# make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table
+# make test         all tests
+# make lint         ruff
+# Each makes .venv first if it is missing or older than requirements.txt.
+
+# requirements.txt was resolved with Python 3.11; `pip install -e .` serves the other versions.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+LOSSES ?= clip clip-frozen fastclip-v1 fastclip-v3
+MISMATCHED ?= 0.3
+
+VENV := .venv
+export OMP_NUM_THREADS := 1
+
+.PHONY: quickstart test lint
+
+quickstart: $(VENV)/.complete
+	$(VENV)/bin/python -m benchmarks.quickstart --mismatched $(MISMATCHED) --losses $(LOSSES)
+
+test: $(VENV)/.complete
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.complete
+	$(VENV)/bin/ruff check .
+
+# Marked as complete only after both installs, so that an interrupted one is not taken for a .venv.
+$(VENV)/.complete: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -r requirements.txt
+	$(VENV)/bin/python -m pip install --no-deps -e .
+	touch $@
