@@ -1,0 +1,40 @@
+"""The one exception for what a user can mend, and how the ranks agree on it."""
+
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: its text is one line that says what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and ends with exit code 2. on_all_ranks: every rank raises the same.
+    """
+
+    on_all_ranks = False
+
+
+def user_message(error: UserError) -> str:
+    """The one line of a UserError, also of one that a data worker raised and torch wrapped in a traceback."""
+    return str(error).strip().split("UserError: ")[-1].splitlines()[0]
+
+
+def agree(check: Callable, *args, **kwargs):
+    """Call check(*args, **kwargs) on every rank; if it raises UserError on any, raise that on all. Its result.
+
+    Collective, so that no rank is left waiting for one that has given up.
+    """
+    result, message = None, None
+    try:
+        result = check(*args, **kwargs)
+    except UserError as error:
+        message = str(error)
+    messages = [message]
+    if dist.is_initialized():
+        messages = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, message)
+    for message in filter(None, messages):
+        error = UserError(message)
+        error.on_all_ranks = True
+        raise error
+    return result
