@@ -51,7 +51,7 @@ class FastCLIPConfig:
     eps: float = 1e-14  # added to u, in u's own unit
     temperature: float | None = None  # tau at the start; None: 0.03 for v2 and isogclr, else 0.07
     tau_lr: float | None = None  # learning rate of tau; None: lr/5 (v3), lr (v0), 0.0133 (v2, isogclr)
-    tau_lr_schedule: str | None = None  # "cosine", "const" or "step_thresh"; None: v3 step_thresh, v0 cosine, else const
+    tau_lr_schedule: str | None = None  # cosine, const or step_thresh; None: v3 step_thresh, v0 cosine, else const
     beta1: float = 0.9  # of tau's AdamW (v0, v3) or Adam (v2, isogclr)
     beta2: float = 0.999
     adam_eps: float = 1e-8

@@ -1,0 +1,79 @@
+"""What can be seen to be wrong before anything is built: names, files, columns, sizes."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from .errors import UserError
+
+
+def logs_are_written(args) -> bool:
+    """Whether the run writes logs and checkpoints (`--logs none` switches both off)."""
+    return bool(args.logs) and args.logs.lower() != "none"
+
+
+def global_batch_size(args) -> int:
+    """Pairs of one step over all ranks and accumulated micro-batches."""
+    return args.batch_size * args.world_size * args.accum_freq
+
+
+def is_webdataset(path: str, dataset_type: str) -> bool:
+    """Whether OpenCLIP reads `path` as shards."""
+    return dataset_type == "webdataset" or (dataset_type == "auto" and path.endswith(".tar"))
+
+
+def check_before_building(args) -> None:
+    """Raise UserError for a taken name, a missing checkpoint, unreadable tables, or a batch that is too small."""
+    _check_name(args)
+    if args.use_bn_sync and args.device.startswith("cpu"):
+        raise UserError("--use-bn-sync works on GPUs only, and the device is the CPU: leave it out")
+    if args.resume and args.resume != "latest" and "://" not in args.resume and not os.path.isfile(args.resume):
+        raise UserError(f"--resume {args.resume}: there is no such file")
+    for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
+        if path:
+            _check_data(flag, path, args)
+    if args.loss != "siglip" and (args.train_data or args.dataset_type == "synthetic") and global_batch_size(args) < 2:
+        raise UserError(
+            "a global batch of 1 pair has nothing to compare it with: give --batch-size 2 or more (or more ranks)"
+        )
+
+
+def _check_name(args) -> None:
+    if not args.name or args.resume == "latest" or not logs_are_written(args) or args.rank != 0:
+        return
+    log = Path(args.logs, args.name, "out-0" if args.log_local else "out.log")
+    if log.exists():
+        raise UserError(
+            f"{log} exists: give another --name, or --resume latest to go on with that run; nothing was changed"
+        )
+
+
+def _check_data(flag: str, path: str, args) -> None:
+    kind = args.dataset_type
+    if kind == "auto" and path.rsplit(".", 1)[-1] not in ("csv", "tsv", "tar"):
+        raise UserError(
+            f"{flag} {path}: the ending tells no kind of data: name .tar shards, a .csv or .tsv, or set --dataset-type"
+        )
+    if kind != "csv" and not (kind == "auto" and path.endswith(("csv", "tsv"))):
+        return
+    try:
+        columns = list(pd.read_csv(path, sep=args.csv_separator, nrows=1).columns)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file") from None
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{flag} {path} is no table ({str(error).splitlines()[0]}): check the file") from None
+    for option, column in (("--csv-img-key", args.csv_img_key), ("--csv-caption-key", args.csv_caption_key)):
+        if column not in columns:
+            raise UserError(
+                f"{flag} {path} has no column {column!r} ({option}); it has {', '.join(map(repr, columns[:8]))}: "
+                f"name the right one, or its separator with --csv-separator"
+            )
+
+
+def check_model(model, args) -> None:
+    """Raise UserError if the model has no logit_scale, or a logit_bias, and the loss cannot work with that."""
+    if not hasattr(model, "logit_scale"):
+        raise UserError(f"--model {args.model} has no logit_scale, which --loss {args.loss} needs: use a CLIP model")
+    if args.loss not in ("clip", "siglip") and getattr(model, "logit_bias", None) is not None:
+        raise UserError(f"--model {args.model} has a logit_bias, made for --loss siglip: use a model without one")

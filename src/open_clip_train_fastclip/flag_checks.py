@@ -1,0 +1,123 @@
+"""Contradictions between flags, refused before anything is built."""
+
+import difflib
+
+import open_clip
+
+from .checks import is_webdataset
+from .config import LOSSES, TAU_MAX, TAU_MIN
+from .errors import UserError
+
+
+def has_training_data(args) -> bool:
+    """Whether OpenCLIP's main() will build a training set, and so an optimizer and a loss."""
+    return bool(args.train_data) or args.dataset_type == "synthetic"
+
+
+def check(args) -> None:
+    """Raise UserError for the first contradiction in `args`, whose loss is settled; names the flags and the cure."""
+    _check_model_name(args)
+    _check_sizes(args)
+    _check_data(args)
+    if args.loss in LOSSES:
+        _check_fastclip(args)
+    elif args.temperature is not None:
+        _require(
+            TAU_MIN <= args.temperature <= TAU_MAX,
+            f"--temperature is {args.temperature}: it must be in [{TAU_MIN}, {TAU_MAX}]",
+        )
+    _require(
+        args.loss == "clip" or not args.freeze_temperature,
+        f"--freeze-temperature works only with --loss clip, and the loss is {args.loss}: leave it out "
+        "(sogclr and fastclip-v1 have a constant temperature)",
+    )
+    _require(
+        args.resume or not args.fastclip_fresh_state,
+        "--fastclip-fresh-state works only with --resume: add --resume FILE, or leave it out",
+    )
+    _require(
+        args.resume != "latest" or not args.fastclip_fresh_state,
+        "--fastclip-fresh-state with --resume latest would begin at epoch 0 at every restart: name the file",
+    )
+
+
+def _require(ok, message):
+    if not ok:
+        raise UserError(message)
+
+
+def _check_model_name(args):
+    if args.model.startswith(("hf-hub:", "local-dir:")):
+        return
+    names = {name.lower(): name for name in open_clip.list_models()}
+    wanted = args.model.replace("/", "-")
+    if wanted not in names.values():
+        near = [names[name] for name in difflib.get_close_matches(wanted.lower(), names, n=3, cutoff=0.5)]
+        cure = f"the nearest are {', '.join(near)}" if near else "open_clip.list_models() names all"
+        raise UserError(f"--model {args.model} is unknown: {cure}")
+
+
+def _check_sizes(args):
+    for flag, value in (
+        ("--data-size", args.data_size),
+        ("--samples-per-shard", args.samples_per_shard),
+        ("--stop-epochs", args.stop_epochs),
+    ):
+        _require(value is None or value >= 1, f"{flag} is {value}: it must be 1 or more")
+    if not args.lr_min:
+        return
+    cosine = args.lr_scheduler == "cosine" and not args.skip_scheduler
+    _require(
+        cosine,
+        "--lr-min is the floor of the cosine, and there is none with --skip-scheduler or --lr-scheduler "
+        f"{args.lr_scheduler}: leave one of them out",
+    )
+    _require(0 <= args.lr_min <= args.lr, f"--lr-min is {args.lr_min}: it must be between 0 and --lr {args.lr}")
+
+
+def _check_data(args):
+    _require(
+        args.dataset_type != "synthetic" or args.train_num_samples,
+        "--dataset-type synthetic needs --train-num-samples: add it",
+    )
+    if args.sample_id == "position" or args.loss not in LOSSES or not has_training_data(args):
+        return
+    _require(
+        args.train_data and is_webdataset(args.train_data, args.dataset_type),
+        "--sample-id json-key needs webdataset shards as --train-data, and the data are rows: leave it out",
+    )
+    _require(args.data_size, "--sample-id json-key needs --data-size, a number above the largest key: add it")
+
+
+def _check_fastclip(args):
+    evaluated = args.val_data or args.imagenet_val or args.imagenet_v2
+    _require(
+        has_training_data(args) or (evaluated and (args.resume or args.pretrained)),
+        f"--loss {args.loss} needs training data: add --train-data (to evaluate only, give --resume or "
+        "--pretrained, and --val-data or --imagenet-val)",
+    )
+    refused = {
+        "--distill-model": args.distill_model,
+        "--distill-pretrained": args.distill_pretrained,
+        "--horovod": args.horovod,
+        "--trace": args.trace,
+    }
+    for flag, value in refused.items():
+        _require(not value, f"{flag} does not go with --loss {args.loss}: leave it out, or use --loss clip")
+    config = {} if ":" in args.model else open_clip.get_model_config(args.model.replace("/", "-"))
+    coca = "coca" in args.model.lower() or "multimodal_cfg" in config
+    _require(
+        not coca,
+        f"--model {args.model} is a CoCa model, whose captioning --loss {args.loss} does not train: "
+        "choose a CLIP model",
+    )
+    _require(
+        config.get("init_logit_bias") is None,
+        f"--model {args.model} has a logit bias, which --loss "
+        f"{args.loss} does not have: choose a model without, such as ViT-B-16",
+    )
+    if args.local_loss or args.gather_with_grad:
+        args.fastclip_notes.append(
+            f"--local-loss and --gather-with-grad are without effect: with --loss {args.loss} every rank always "
+            "computes only its own part"
+        )
