@@ -1,0 +1,258 @@
+"""FastCLIP's state on the disk, beside the checkpoint of the model: written and read by any number of ranks.
+
+A state is a folder. rank-00000-of-00002.safetensors and so on hold the columns of the per-sample table, each rank the
+ids that were its own; index.json holds the rest (the loss, N, the data that the ids belong to, the global temperature)
+and a checksum of every file. The folder gets its name only when all of it is on the disk, so a state is complete or
+it is not there. Reading one executes nothing: it is JSON and safetensors, and both are checked before they are used.
+"""
+
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .durable import atomic_torch_save, file_checksum, one_line, sync, writing
+from .errors import UserError, agree
+from .state_index import CURE, DTYPES, INDEX, REPLACED, UNFINISHED, present, rank_file, read_index, sealed
+
+__all__ = [
+    "atomic_torch_save",
+    "fastclip_note",
+    "json_key_hash",
+    "load_state",
+    "prune_states",
+    "read_index",
+    "save_state",
+    "state_dir",
+]
+
+
+def state_dir(checkpoints: str | Path, epoch: int) -> Path:
+    """The state that belongs to a checkpoint with `epoch` epochs done, also to epoch_latest.pt."""
+    return Path(checkpoints) / f"epoch_{epoch}.fastclip"
+
+
+def json_key_hash(num_samples: int) -> str:
+    """manifest_hash of a run whose ids are the json keys of its samples, with a table of num_samples rows."""
+    return f"json-key:{num_samples}"
+
+
+def fastclip_note(loss: str, epoch: int) -> dict:
+    """What a .pt says of itself under the key "fastclip": plain values, so that it loads under weights_only=True."""
+    return {"loss": loss, "epoch": epoch}
+
+
+# -------------------------------------------------------------------- saving
+
+
+def save_state(
+    loss,
+    folder: str | Path,
+    *,
+    epoch: int,
+    manifest_hash: str,
+    settings: dict,
+    global_batch_size: int | None,
+) -> None:
+    """Write the state of a FastCLIPLoss to `folder` (collective). A state of the same name is replaced.
+
+    epoch: epochs done. manifest_hash: identity of the data that the ids belong to. settings: plain values that a
+    resumed run uses again. global_batch_size: pairs a step, None if unknown. The folder has to be on a file system
+    that all ranks share. Raises UserError on every rank if it cannot be written; what was there before stays.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + UNFINISHED)
+    is_first = loss.reduction.rank == 0
+    try:
+        agree(_remove, partial, is_first)
+        files = _gather(agree(_write_rank_file, loss, partial))
+        index = sealed(
+            {
+                "loss": loss.config.loss,
+                "epoch": epoch,
+                "step": loss.step,
+                "num_samples": loss.table.num_samples,
+                "manifest_hash": manifest_hash,
+                "global_batch_size": global_batch_size,
+                "columns": list(loss.table.columns),
+                "dtype": _dtype_name(loss.table),
+                "tau": loss.tau_state(),
+                "settings": settings,
+                "files": files,
+            }
+        )
+        agree(_complete, folder, partial, index, is_first)
+    except UserError:
+        if is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _remove(partial: Path, is_first: bool) -> None:
+    """Take away what a killed save left behind."""
+    if is_first and partial.exists():
+        with writing(partial):
+            shutil.rmtree(partial)
+
+
+def _write_rank_file(loss, partial: Path) -> dict:
+    """Write this rank's rows; returns its entry in the index."""
+    table, reduction = loss.table, loss.reduction
+    path = partial / rank_file(reduction.rank, reduction.world_size)
+    with writing(path):
+        # On every rank: without a shared file system rank 0 then misses the file, and can say so.
+        partial.mkdir(parents=True, exist_ok=True)
+        columns = {
+            name: table.local(name).to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name in table.columns
+        }
+        save_file(columns, path)
+        path.chmod(partial.stat().st_mode & 0o666)  # safetensors ignores the umask, mkdir obeys it
+        sync(path)
+        size, checksum = path.stat().st_size, file_checksum(path)
+    return {"name": path.name, "start": table.start, "stop": table.stop, "bytes": size, "crc32": checksum}
+
+
+def _complete(folder: Path, partial: Path, index: dict, is_first: bool) -> None:
+    """Rank 0: write the index and give the folder its name."""
+    if not is_first:
+        return
+    replaced = folder.with_name(folder.name + REPLACED)
+    with writing(folder):
+        for entry in index["files"]:
+            path = partial / entry["name"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise UserError(
+                    f"{path} was written by another rank and rank 0 does not see it: save where all ranks see the same"
+                )
+        (partial / INDEX).write_text(json.dumps(index, indent=1))
+        sync(partial / INDEX)
+        sync(partial)
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+        partial.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def prune_states(checkpoints: str | Path, keep: set[int]) -> None:
+    """Remove the states of epochs that neither an epoch_N.pt in the same folder nor `keep` names.
+
+    What interrupted saves left goes as well. For one rank, while nothing is being saved.
+    """
+    folder = Path(checkpoints)
+    checkpoints = [re.fullmatch(r"epoch_(\d+)\.pt", path.name) for path in folder.glob("epoch_*.pt")]
+    named = keep | {int(match[1]) for match in checkpoints if match}
+    for path in folder.glob("epoch_*.fastclip*"):
+        match = re.fullmatch(r"(epoch_(\d+)\.fastclip)(\.tmp|\.old)?", path.name)
+        if match is None:
+            continue
+        is_leftover = match[3] == UNFINISHED or (match[3] == REPLACED and (folder / match[1]).exists())
+        if is_leftover or int(match[2]) not in named:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# -------------------------------------------------------------------- loading
+
+
+def load_state(loss, folder: str | Path, *, manifest_hash: str) -> dict:
+    """Put a saved state into a FastCLIPLoss (collective), on any number of ranks; returns the index.
+
+    Each rank reads only the rows that are its own. Raises UserError on every rank if a file is missing or damaged, or
+    if the state is of another loss, another number of samples, or other data.
+    """
+    folder = present(folder)
+    rank, world_size = loss.reduction.rank, loss.reduction.world_size
+    index = agree(_matching_index, loss, folder, manifest_hash)
+    agree(_check_files, folder, index, index["files"][rank::world_size])
+    agree(_read_rows, loss.table, folder, index)
+    loss.load_tau_state(index["tau"])
+    loss.step = index["step"]
+    loss.recount()
+    return index
+
+
+def _matching_index(loss, folder: Path, manifest_hash: str) -> dict:
+    """The index, if this loss can go on from it."""
+    index = read_index(folder)
+    weights_alone = "take the weights alone with --fastclip-fresh-state"
+    table = loss.table
+    if index["loss"] != loss.config.loss:
+        raise UserError(
+            f"{folder} is the state of {index['loss']!r} and this run is {loss.config.loss}: "
+            f"go on with that loss, or {weights_alone}"
+        )
+    if index["num_samples"] != table.num_samples:
+        raise UserError(
+            f"{folder} holds {index['num_samples']} samples and this run has {table.num_samples}: "
+            f"go on with the same data (or --data-size), or {weights_alone}"
+        )
+    if index["manifest_hash"] != manifest_hash:
+        raise UserError(
+            f"{folder} was made with other training data ({index['manifest_hash']!r}, this run has {manifest_hash!r}): "
+            f"go on with the same shards in the same order and the same --sample-id, or {weights_alone}"
+        )
+    layout = (tuple(index["columns"]), index["dtype"], set(index["tau"]))
+    if layout != (table.columns, _dtype_name(table), set(loss.tau_state())):
+        raise UserError(f"{folder / INDEX} has other columns, another dtype or another tau than its loss has: {CURE}")
+    return index
+
+
+def _check_files(folder: Path, index: dict, entries: list[dict]) -> None:
+    """Raise UserError for a file that is not what the index says: bytes, checksum, names, shapes, dtypes."""
+    for entry in entries:
+        path = folder / entry["name"]
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {CURE}")
+        with _reading(path):
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise UserError(f"{path} has {size} bytes and should have {entry['bytes']}: {CURE}")
+            if file_checksum(path) != entry["crc32"]:
+                raise UserError(f"{path} is damaged, since its checksum differs: {CURE}")
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+        column = (DTYPES[index["dtype"]], [entry["stop"] - entry["start"]])
+        if found != dict.fromkeys(index["columns"], column):
+            raise UserError(f"{path} holds other columns than its index says: {CURE}")
+
+
+def _read_rows(table, folder: Path, index: dict) -> None:
+    """Fill this rank's part of the table from the files that overlap it."""
+    for entry in index["files"]:
+        start, stop = max(entry["start"], table.start), min(entry["stop"], table.stop)
+        if start >= stop:
+            continue
+        path = folder / entry["name"]
+        with _reading(path), safe_open(path, framework="pt") as file:
+            for name in table.columns:
+                rows = file.get_slice(name)[start - entry["start"] : stop - entry["start"]]
+                table.local(name)[start - table.start : stop - table.start].copy_(rows)
+
+
+def _dtype_name(table) -> str:
+    return str(table.rows.dtype).removeprefix("torch.")
+
+
+def _gather(value) -> list:
+    values = [value]
+    if dist.is_initialized():
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def _reading(path: Path):
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): {CURE}") from error
