@@ -1,0 +1,52 @@
+"""The command line: OpenCLIP's main() with FastCLIP's patches, and an honest exit code on every rank."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from .errors import UserError, user_message
+
+EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train or evaluate with OpenCLIP's flags and ours; returns the exit code: 0, 1 (failed) or 2 (wrong input)."""
+    try:
+        result = _train(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+        if rank == 0 or not error.on_all_ranks:
+            where = "" if error.on_all_ranks else f" on rank {rank}"
+            print(f"open-clip-train-fastclip: error{where}: {user_message(error)}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    return EXIT_FAILED if result == -1 else 0
+
+
+def _train(argv: list[str]) -> int | None:
+    import open_clip
+
+    open_clip.add_model_config(Path(__file__).parent / "model_configs")
+    from .patches import applied
+    from .run import Run
+
+    run = Run()
+    with applied(run):
+        import open_clip_train.main
+
+        # -1 is how OpenCLIP's main() says that it gave up
+        result = open_clip_train.main.main(argv)
+    run.finish()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return result
+
+
+def console() -> None:
+    """Entry point of the console script; ends the process with main()'s exit code."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,298 @@
+"""One run of OpenCLIP's main(): the functions that it calls instead of its own, in the order in which it calls them.
+
+Each takes the original as `stock`. What one of them learns (the manifest, the model, a checkpoint's index, the
+loss) the later ones need, so they are methods of one object.
+"""
+
+import functools
+import logging
+import math
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from . import checks, params
+from .checkpoint import (
+    atomic_torch_save,
+    fastclip_note,
+    json_key_hash,
+    load_state,
+    prune_states,
+    save_state,
+    state_dir,
+)
+from .errors import UserError, agree
+from .loss import FastCLIPLoss
+from .reduction import compress_gradients
+from .resume import ResumedRun, load_checkpoint
+from .sample_ids import attach_row_ids, attach_webdataset_ids
+from .schedules import cosine_lr_at
+from .seeding import seed_sample_order
+from .shard_sizes import ShardManifest, read_manifest
+from .shards import check_shards, check_shards_for_workers
+from .training import FastCLIPBatches, LoopLoss, ProgressBatches
+
+LATEST = "epoch_latest.pt"
+EVALUATION_LIMIT = timedelta(days=1)
+
+
+class View:
+    """A module with some of its names replaced, for one caller only; everything else passes through."""
+
+    def __init__(self, module, **replaced):
+        self._module = module
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+class Run:
+    """The state of one run and the replacements named in patches.PATCHES."""
+
+    def __init__(self):
+        self.args = None
+        self.manifest: ShardManifest | None = None
+        self.model = None
+        self.resumed: ResumedRun | None = None
+        self.batches: FastCLIPBatches | None = None
+        self.loss: FastCLIPLoss | None = None
+        self.latest_epoch: int | None = None  # the epoch that epoch_latest.pt holds
+
+    @property
+    def is_fastclip(self) -> bool:
+        return self.args.loss not in ("clip", "siglip")
+
+    def parse_args(self, stock, argv):
+        """Flags, with everything that they alone can tell checked."""
+        try:
+            self.args = stock(argv)
+            params.resolve(self.args)
+        except UserError as error:
+            error.on_all_ranks = True  # all have the same flags
+            raise
+        if self.args.resume and "wandb" in self.args.report_to:
+            # main() replaces 'latest' by a path before it compares it for wandb, so a resumed run would start anew
+            os.environ.setdefault("WANDB_RESUME", "allow")
+        return self.args
+
+    def init_distributed_device(self, stock, args):
+        """The process group, then all checks that need nothing built, agreed on by all ranks."""
+        device = stock(args)
+        if dist.is_initialized():
+            # gloo notices at once if rank 0 dies, so the limit may be long
+            self.patient_group = dist.new_group(backend="gloo", timeout=EVALUATION_LIMIT)
+        agree(checks.check_before_building, args)
+        if args.train_data and checks.is_webdataset(args.train_data, args.dataset_type):
+            self._read_manifest(args)
+        return device
+
+    def _read_manifest(self, args) -> None:
+        """Shard sizes: for the ids, and for --train-num-samples when it is not given."""
+        by_position = self.is_fastclip and args.sample_id == "position"
+        if by_position or args.train_num_samples is None:
+            self.manifest = read_manifest(
+                args.train_data,
+                samples_per_shard=args.samples_per_shard,
+                cache_dir=args.logs if checks.logs_are_written(args) else None,
+                progress=args.rank == 0,
+            )
+            num_shards = len(self.manifest.listed)
+        else:
+            num_shards = len(agree(check_shards, args.train_data))
+        agree(check_shards_for_workers, num_shards, args.workers, args.world_size, args.dataset_resampled)
+        if args.train_num_samples is None:
+            args.train_num_samples = self.manifest.num_listed_samples
+
+    def torch_of_distributed(self, stock):
+        """torch as OpenCLIP's distributed module sees it: process groups get --dist-timeout."""
+        timeout = timedelta(seconds=self.args.dist_timeout)
+        init = functools.partial(dist.init_process_group, timeout=timeout)
+        return View(stock, distributed=View(stock.distributed, init_process_group=init))
+
+    def torch_of_main(self, stock):
+        """torch as main() sees it: atomic saves; DDP that takes a model on the CPU, and compresses if asked to."""
+
+        def save(obj, path):
+            if self.is_fastclip:
+                obj = {**obj, "fastclip": fastclip_note(self.args.loss, obj["epoch"])}
+                if Path(path).name in (LATEST, "tmp.pt"):
+                    self.latest_epoch = obj["epoch"]
+            atomic_torch_save(obj, path)
+
+        def distributed(model, device_ids=None, **kwargs):
+            if device_ids and torch.device(device_ids[0]).type == "cpu":
+                device_ids = None
+            ddp = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **kwargs)
+            compress_gradients(ddp, self.args.grad_compression)
+            return ddp
+
+        parallel = View(stock.nn.parallel, DistributedDataParallel=distributed)
+        return View(stock, save=save, nn=View(stock.nn, parallel=parallel))
+
+    def get_latest_checkpoint(self, stock, path, remote):
+        """The newest epoch_*.pt; a tmp.pt that a killed run left behind is none."""
+        if remote:
+            return stock(path, remote)
+        leftover = Path(path) / "tmp.pt"
+        if leftover.exists():
+            logging.warning(f"{leftover} is what an interrupted save left behind: removed")
+            leftover.unlink()
+        return stock(path, remote)
+
+    def copy_codebase(self, stock, args):
+        """Copy the training code alone: of an installed package OpenCLIP would copy all of site-packages."""
+        import open_clip_train
+
+        if args.rank == 0:
+            for package in (Path(open_clip_train.__file__).parent, Path(__file__).parent):
+                target = Path(args.logs, args.name, "code", package.name)
+                shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+
+    def create_model_and_transforms(self, stock, *args, **kwargs):
+        """The model with its temperature handed to the loss (or frozen): out of DDP and of the optimizer."""
+        model, preprocess_train, preprocess_val = stock(*args, **kwargs)
+        if self.model is None:  # a second one would be a teacher
+            self.model = model
+            checks.check_model(model, self.args)
+            temperature = self.args.temperature
+            if self.is_fastclip:
+                temperature = self._config(num_samples=1, total_steps=None).temperature
+            if temperature is not None:
+                model.logit_scale.data.fill_(math.log(1 / temperature))
+            if self.is_fastclip or self.args.freeze_temperature:
+                model.logit_scale.requires_grad_(False)
+        return model, preprocess_train, preprocess_val
+
+    def pt_load(self, stock, file_path, map_location=None):
+        """The checkpoint, refused where it does not fit the run; FastCLIP's state is found beside it."""
+        self.resumed, contents = agree(load_checkpoint, stock, file_path, self.args, self.model)
+        return contents
+
+    def get_data(self, stock, args, preprocess_fns, epoch=0, tokenizer=None):
+        """OpenCLIP's data; the training batches are told apart by sample ids and shown with a bar."""
+        if args.rank == 0:
+            for note in args.fastclip_notes:
+                logging.info(note)
+        data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        train = data.get("train")
+        if train is None:
+            return data
+        if not self.is_fastclip:
+            train.dataloader = ProgressBatches(train.dataloader, args)
+            return data
+        if train.shared_epoch is not None:  # shards
+            self.num_samples = args.data_size if args.sample_id == "json-key" else self.manifest.num_samples
+            attach_webdataset_ids(train.dataloader, self.manifest, args.sample_id, self.num_samples)
+            seed_sample_order(train.dataloader, args.seed, train.shared_epoch)
+            dataloader = train.dataloader
+        else:
+            self.num_samples = len(train.dataloader.dataset)
+            dataloader = attach_row_ids(train.dataloader)
+        self.batches = train.dataloader = FastCLIPBatches(dataloader, args, self.model)
+        return data
+
+    @property
+    def data_hash(self) -> str:
+        """What a state belongs to: the manifest, the number of rows, or the size of the json-key table."""
+        if self.args.sample_id == "json-key":
+            return json_key_hash(self.num_samples)
+        return self.manifest.hash if self.manifest is not None else f"rows:{self.num_samples}"
+
+    def cosine_lr(self, stock, optimizer, base_lr, warmup_length, steps):
+        """OpenCLIP's cosine over the full horizon, with a floor."""
+        steps = self._full_steps(steps)
+
+        def adjust(step):
+            lr = cosine_lr_at(step, base_lr, warmup_length, steps, self.args.lr_min)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            return lr
+
+        return adjust
+
+    def const_lr(self, stock, optimizer, base_lr, warmup_length, steps):
+        """OpenCLIP's constant rate, over the full horizon."""
+        return stock(optimizer, base_lr, warmup_length, self._full_steps(steps))
+
+    def const_lr_cooldown(self, stock, optimizer, base_lr, warmup_length, steps, *cooldown):
+        """OpenCLIP's constant rate with cool-down, at the end of the full horizon."""
+        return stock(optimizer, base_lr, warmup_length, self._full_steps(steps), *cooldown)
+
+    def _full_steps(self, steps: int) -> int:
+        return steps // max(self.args.epochs, 1) * self.args.full_epochs
+
+    def _config(self, num_samples: int, total_steps: int | None):
+        args = self.args
+        return params.config_from_args(
+            args,
+            num_samples=num_samples,
+            global_batch_size=checks.global_batch_size(args),
+            total_steps=total_steps,
+            stored=self.resumed.index["settings"] if self.resumed else None,
+        )
+
+    def create_loss(self, stock, args):
+        """The FastCLIP loss on the training device, with its state if the run is resumed."""
+        steps_per_epoch = self.batches.num_batches // args.accum_freq
+        config = self._config(self.num_samples, steps_per_epoch * args.full_epochs)
+        self.loss = FastCLIPLoss(config, device=args.device)
+        if self.resumed:
+            index = self.resumed.index
+            load_state(self.loss, self.resumed.folder, manifest_hash=self.data_hash)
+            self.loss.step = steps_per_epoch * self.resumed.epoch
+            then, now = index["global_batch_size"], checks.global_batch_size(args)
+            if then not in (None, now) and args.rank == 0:
+                logging.warning(f"the global batch was {then} and is {now} now: rho and the rates stay as they were")
+        if args.rank == 0:
+            logging.info(f"FastCLIP: {config}")
+        self.batches.loss = self.loss
+        return LoopLoss(self.loss)
+
+    def evaluate(self, stock, *args, **kwargs):
+        """OpenCLIP's evaluation, on rank 0 alone; the others wait for it without --dist-timeout running out."""
+        metrics = stock(*args, **kwargs)
+        if dist.is_initialized():
+            dist.barrier(self.patient_group)
+        return metrics
+
+    def train_one_epoch(self, stock, model, data, loss, epoch, *args, tb_writer=None):
+        """OpenCLIP's epoch; then FastCLIP's state, complete before the .pt that it belongs to appears."""
+        self.loss.start_epoch(epoch)
+        self.batches.epoch, self.batches.tb_writer = epoch, tb_writer
+        stock(model, data, loss, epoch, *args, tb_writer=tb_writer)
+        self._save_state(epoch + 1)
+
+    def _save_state(self, epoch: int) -> None:
+        args = self.args
+        at_frequency = args.save_frequency > 0 and epoch % args.save_frequency == 0
+        if not checks.logs_are_written(args) or not (epoch == args.epochs or at_frequency or args.save_most_recent):
+            return
+        self._prune(writing=epoch)
+        save_state(
+            self.loss,
+            state_dir(Path(args.checkpoint_path), epoch),
+            epoch=epoch,
+            manifest_hash=self.data_hash,
+            settings=params.resolved_settings(self.loss.config),
+            global_batch_size=checks.global_batch_size(args),
+        )
+
+    def _prune(self, writing: int | None = None) -> None:
+        """Remove the states that no checkpoint names any more."""
+        folder = Path(self.args.checkpoint_path)
+        if self.args.rank == 0:
+            if self.latest_epoch is None and (folder / LATEST).exists():
+                self.latest_epoch = torch.load(folder / LATEST, mmap=True, map_location="cpu").get("epoch")
+            prune_states(folder, keep={writing, self.latest_epoch} - {None})
+
+    def finish(self) -> None:
+        """What is left to do when main() has returned."""
+        if self.loss is not None and checks.logs_are_written(self.args):
+            self._prune()
+        if dist.is_initialized():
+            dist.barrier()

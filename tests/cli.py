@@ -1,0 +1,109 @@
+"""Run the command line as a user does, in forked processes of a parent that has imported everything already.
+
+An interpreter with OpenCLIP's imports takes five seconds to start; a fork takes none.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import open_clip_train.main  # noqa: F401  the forks inherit it
+import torch
+
+import open_clip_train_fastclip
+from open_clip_train_fastclip.main import main
+
+open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+
+TINY = (
+    "--model ViT-Glyph-32 --device cpu --precision fp32 --workers 0 --batch-size 8 --epochs 1 --lr 1e-3 --warmup 2 "
+    "--log-every-n-steps 1 --seed 1"
+).split()
+
+
+@dataclass
+class Finished:
+    """Exit codes by rank and what each rank wrote to its standard output and error."""
+
+    codes: list[int]
+    output: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return all(code == 0 for code in self.codes)
+
+    def __str__(self):
+        ranks = enumerate(zip(self.codes, self.output, strict=True))
+        return "\n".join(f"rank {rank}: exit {code}\n{output}" for rank, (code, output) in ranks)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _child(function, arguments, log: Path, env: dict) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    code = 70
+    try:
+        code = function(*arguments)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+
+
+def run_forked(function, arguments, folder: Path, ranks: int = 1, env: dict | None = None, timeout: float = 120):
+    """Call function(*arguments) in forked processes with torchrun's environment; its result is the exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = time.monotonic_ns()
+    shared = {"OMP_NUM_THREADS": "1", **(env or {})}
+    if ranks > 1:
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    pids, logs = [], []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        log = folder / f"output-{stamp}-{rank}.txt"
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            _child(function, arguments, log, shared | own)
+        pids.append(pid)
+        logs.append(log)
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + timeout
+    while len(codes) < ranks:
+        for pid in set(pids) - set(codes):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            for pid in set(pids) - set(codes):
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                codes[pid] = -signal.SIGKILL
+        time.sleep(0.02)
+    return Finished([codes[pid] for pid in pids], [log.read_text(errors="replace") for log in logs])
+
+
+def run_cli(arguments, folder: Path, **kwargs) -> Finished:
+    """Run our command line with `arguments`; output and exit code of every rank."""
+    return run_forked(main, (list(map(str, arguments)),), folder, **kwargs)

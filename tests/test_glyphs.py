@@ -1,0 +1,146 @@
+"""The glyph data: deterministic, captions as promised, and readable by OpenCLIP's loader."""
+
+import io
+import json
+import random
+import tarfile
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+from PIL import Image
+
+from benchmarks import glyphs
+from benchmarks.glyphs import Look, Settings
+from open_clip_train_fastclip.errors import UserError
+
+SMALL = Settings(characters=12, train_per_character=10, val_per_character=4, train_shards=3, val_shards=2)
+
+
+def read_pairs(folder):
+    """[(png bytes, caption)] in the order of the shards, checked against sizes.json."""
+    pairs = []
+    for name, size in json.loads((folder / "sizes.json").read_text()).items():
+        with tarfile.open(folder / name) as tar:
+            files = [(entry.name, tar.extractfile(entry).read()) for entry in tar]
+        assert len(files) == 2 * size
+        for (picture, png), (text, caption) in zip(files[::2], files[1::2], strict=True):
+            assert picture == text.replace(".txt", ".png")
+            pairs.append((png, caption.decode()))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("glyphs") / "data"
+    return folder, glyphs.make(folder, SMALL)
+
+
+def test_same_settings_same_bytes_and_another_seed_other_bytes(data, tmp_path):
+    folder, info = data
+    glyphs.make(tmp_path / "again", SMALL)
+    for path in folder.rglob("*.*"):
+        assert (tmp_path / "again" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
+    assert glyphs.make(tmp_path / "other", replace(SMALL, seed=1))["sha256"] != info["sha256"]
+
+
+def test_exactly_the_share_of_training_captions_is_wrong(data, tmp_path):
+    folder, info = data
+    glyphs.make(tmp_path / "clean", replace(SMALL, mismatched=0.0))
+    noisy, clean = read_pairs(folder / "train"), read_pairs(tmp_path / "clean" / "train")
+    assert [png for png, _ in noisy] == [png for png, _ in clean]
+    wrong = sum(a != b for (_, a), (_, b) in zip(noisy, clean, strict=True))
+    assert wrong == info["mismatched_pairs"] == round(0.3 * len(clean)) == 36
+    assert Counter(caption for _, caption in noisy) == Counter(caption for _, caption in clean)
+    assert read_pairs(folder / "val") == read_pairs(tmp_path / "clean" / "val")
+
+
+@pytest.mark.parametrize("share, wrong", [(0, 0), (0.5, 5), (1, 10)])
+def test_exchange_moves_every_chosen_caption(share, wrong):
+    captions = [f"caption {i}" for i in range(10)]
+    moved = glyphs.exchange(captions, share, seed=0)
+    assert sorted(moved) == captions and sum(a != b for a, b in zip(moved, captions, strict=True)) == wrong
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), 0.1])  # 0.1 of 10 is one caption: nowhere to go
+def test_exchange_refuses_a_share_it_cannot_make(share):
+    with pytest.raises(UserError, match="--mismatched"):
+        glyphs.exchange([f"caption {i}" for i in range(10)], share, seed=0)
+
+
+def test_pictures_are_32_px_rgb_and_every_caption_is_unique(data):
+    folder, info = data
+    train, val = read_pairs(folder / "train"), read_pairs(folder / "val")
+    assert (len(train), len(val)) == (info["train_pairs"], info["val_pairs"]) == (120, 48)
+    images = [Image.open(io.BytesIO(png)) for png, _ in train + val]
+    assert {(image.mode, image.size) for image in images} == {("RGB", (32, 32))}
+    assert len({caption for _, caption in train + val}) == 168
+
+
+def test_no_character_is_shown_twice_under_two_names():
+    """At the default size, over all fonts: no two characters have the same ink. Captions fit the model's context."""
+    train, val = glyphs.choose_pairs(Settings())
+    characters = {pair.character for pair in train}
+    inks = Counter()
+    for character in characters:
+        shapes = {font.path: glyphs.draw_ink(character.text, font) for font in character.fonts}
+        inks.update({(path, np.asarray(glyphs.scale_to(ink, 32)).tobytes()) for path, ink in shapes.items()})
+    assert len(characters) == len({c.name for c in characters}) == 150 and max(inks.values()) == 1
+    assert all(len({font.family for font in c.fonts}) >= 2 for c in characters)
+    captions = [pair.caption for pair in train + val]
+    assert len(set(captions)) == len(captions) == 6900
+    longest = sorted(captions, key=len)[-500:]
+    tokenizer = open_clip.SimpleTokenizer()
+    assert max(len(tokenizer.encode(caption)) for caption in longest) + 2 <= 24  # 2: start and end
+
+
+def test_caption_names_what_is_seen():
+    character = glyphs.Character("λ", "greek small letter lambda", ())
+    seen = glyphs.Pair(character, Look("red", "navy", True, "blue")).caption
+    assert seen == "small red greek small letter lambda framed in blue on navy"
+    assert glyphs.Pair(character, Look("red", "navy", False, None)).caption == "red greek small letter lambda on navy"
+
+
+def test_drawn_colours_are_those_of_the_caption(data):
+    fonts = glyphs.load_fonts()
+    character = glyphs.choose_characters(fonts, 1, 0, set())[0]
+    pair = glyphs.Pair(character, Look("red", "navy", False, "green"))
+    image = np.asarray(glyphs.draw(pair, random.Random(0)))
+    colours = Counter(map(tuple, image.reshape(-1, 3).tolist()))
+    for colour in (glyphs.COLOURS["red"], glyphs.BACKGROUNDS["navy"], glyphs.COLOURS["green"]):
+        assert colours[colour] > 5
+    assert colours[glyphs.COLOURS["blue"]] == 0
+
+
+def test_floor_of_knowing_the_attributes_only():
+    a, b = Look("red", "navy", True, None), Look("blue", "navy", True, None)
+    floor = glyphs.attribute_floor([a, a, a, a, a, a, a, b])  # 7 alike and 1 alone
+    assert floor == {"R@1": pytest.approx(100 * 2 / 8), "R@5": pytest.approx(100 * 6 / 8)}
+
+
+def test_existing_data_are_used_again_or_refused_but_never_replaced(data, capsys):
+    folder, info = data
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert glyphs.make(folder, SMALL) == info
+    with pytest.raises(UserError, match="exists and is not the data asked for"):
+        glyphs.make(folder, replace(SMALL, seed=1))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--characters 0", "--characters is 0"),
+        ("--train-shards 0", "--train-shards is 0"),
+        ("--characters 100000", "too few characters"),
+        ("--characters 2 --train-per-character 288", "has only 288 captions"),
+        ("--fonts /no/such/font.ttf", "/no/such/font.ttf cannot be read"),
+        ("--mismatched 2", "--mismatched 2"),
+    ],
+)
+def test_wrong_options_get_one_line(options, message, tmp_path, capsys):
+    assert glyphs.main([*options.split(), "--out", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())
