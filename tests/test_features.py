@@ -87,7 +87,7 @@ def test_a_lost_rank_ends_the_others(how, csv, tmp_path):
     flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", tmp_path, "--name", "run"]
     flags = [str(f) for f in [*flags, "--dist-timeout", 5]]
     run = run_forked(stalled_or_killed(how), (flags,), tmp_path / "out", ranks=2, timeout=25)
-    assert run.codes[0] > 0, run
+    assert run.codes[0] > 0 and "--dist-timeout" in run.output[0] and "Traceback" not in run.output[0], run
     assert run.codes[1] == -signal.SIGKILL, "killed by itself, or by the end of the test"
 
 

@@ -99,6 +99,24 @@ def test_resume_on_another_number_of_ranks(shards, tmp_path):
     assert run.ok, run
     table, index = states(tmp_path, 2)
     assert index["settings"] == states(tmp_path, 1)[1]["settings"]
+    assert "the global batch was" not in run.output[0], run
+    # a changed batch changes the default of rho, but not that of a run that goes on
+    run = run_cli([*flags, "--epochs", 3, "--resume", "latest"], tmp_path / "out")
+    assert run.ok and "the global batch was 16 and is 8 now" in run.output[0], run
+    assert states(tmp_path, 3)[1]["settings"] == index["settings"]
+
+
+def test_evaluation_of_a_checkpoint(csv, tmp_path):
+    flags = [*TINY, "--logs", tmp_path, "--val-data", csv]
+    run = run_cli([*flags, "--loss", "fastclip-v3", "--train-data", csv, "--name", "run"], tmp_path / "out")
+    assert run.ok, run
+    path = run_folder(tmp_path) / "checkpoints" / "epoch_1.pt"
+    alone = run_cli([*flags, "--resume", path, "--name", "evaluation"], tmp_path / "out")
+    assert alone.ok, alone
+    results = [
+        json.loads((tmp_path / name / "checkpoints" / "results.jsonl").read_text()) for name in ("run", "evaluation")
+    ]
+    assert results[0] == results[1]
 
 
 def test_checkpoint_loads_in_open_clip(csv, tmp_path):

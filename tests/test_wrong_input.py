@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import open_clip_train.main
 import pytest
 import torch
-from cli import TINY, run_cli
+from cli import TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
+
+from open_clip_train_fastclip.main import main
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +105,29 @@ def test_too_few_shards_for_the_workers(shards, tmp_path):
 def test_a_shard_with_more_samples_than_its_size_says(shards, tmp_path):
     sizes = {f"0000{i}.tar": 8 for i in range(4)} | {"00001.tar": 5}
     (shards / "sizes.json").write_text(json.dumps(sizes))
+    pattern = f"{shards}/{{00000..00003}}.tar"
     for workers in (0, 2):
-        run = run_cli(
-            v3(f"{shards}/{{00000..00003}}.tar", tmp_path / f"logs{workers}", "--workers", workers), tmp_path / "out"
-        )
+        run = run_cli(v3(pattern, tmp_path / f"logs{workers}", "--workers", workers), tmp_path / "out")
         refused(run, "00001.tar", "sizes.json")
+    # only the rank that reads this shard can tell; the other one ends as well
+    run = run_cli(v3(pattern, tmp_path / "logs-ranks"), tmp_path / "out", ranks=2)
+    assert sorted(run.codes) == [1, 2] and "Traceback" not in str(run) and "00001.tar" in str(run), run
+
+
+def test_a_model_without_logit_scale(csv, tmp_path):
+    def without_logit_scale(argv):
+        create = open_clip_train.main.create_model_and_transforms
+
+        def create_model_and_transforms(model_name, *args, **kwargs):
+            model, *transforms = create(model_name, *args, **kwargs)
+            del model.logit_scale
+            return model, *transforms
+
+        open_clip_train.main.create_model_and_transforms = create_model_and_transforms
+        return main(argv)
+
+    run = run_forked(without_logit_scale, ([str(flag) for flag in v3(csv, tmp_path)],), tmp_path / "out")
+    refused(run, "logit_scale", "ViT-Glyph-32")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

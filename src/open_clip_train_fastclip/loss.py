@@ -144,7 +144,7 @@ class FastCLIPLoss(nn.Module):
                 f"sample ids from {sample_ids.min().item()} to {sample_ids.max().item()} do not fit a table of "
                 f"{self.table.num_samples} samples: set num_samples to the largest id + 1"
             )
-        ids_B = self.reduction.gather("ids", sample_ids.to(self.table.rows.device, torch.int64))
+        ids_B = self.reduction.gather("ids", sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
         last_B, copies_B = contrast.last_copies(ids_B)
         self._step = _Step(sample_ids, ids_B, last_B, copies_B, self.table.read(ids_B), announced)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from .durable import one_line
 from .errors import UserError, user_message
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
@@ -21,7 +22,22 @@ def main(argv: list[str] | None = None) -> int:
             where = "" if error.on_all_ranks else f" on rank {rank}"
             print(f"open-clip-train-fastclip: error{where}: {user_message(error)}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if not _lost_a_rank(error):
+            raise
+        print(
+            "open-clip-train-fastclip: error: another rank ended, or kept this one waiting for longer than "
+            f"--dist-timeout: see what the first rank to end says ({one_line(error)})",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_FAILED
     return EXIT_FAILED if result == -1 else 0
+
+
+def _lost_a_rank(error: RuntimeError) -> bool:
+    # gloo raises a bare RuntimeError that only its text tells
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
 def _train(argv: list[str]) -> int | None:
