@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import open_clip_train.main
 import pytest
@@ -157,6 +158,10 @@ def test_state_of_another_algorithm_or_data_set(csv, finished_run, tmp_path):
     (tmp_path / "other").mkdir()
     other = make_csv(tmp_path / "other", rows=24)
     refused(run_cli(v3(other, tmp_path, "--name", "b", "--resume", path), tmp_path / "out"), "32", "24")
+    header, *rows = Path(csv).read_text().splitlines()
+    same_size = tmp_path / "other.csv"
+    same_size.write_text("\n".join([header, *reversed(rows)]))
+    refused(run_cli(v3(same_size, tmp_path, "--name", "d", "--resume", path), tmp_path / "out"), "other training data")
     clip = [*TINY, "--train-data", csv, "--logs", tmp_path, "--name", "c", "--resume", path]
     refused(run_cli(clip, tmp_path / "out"), "fastclip-v3", "--fastclip-fresh-state")
     assert snapshot(finished_run) == before

@@ -64,6 +64,7 @@ def _check_sizes(args):
         ("--stop-epochs", args.stop_epochs),
     ):
         _require(value is None or value >= 1, f"{flag} is {value}: it must be 1 or more")
+    _require(args.dist_timeout > 0, f"--dist-timeout is {args.dist_timeout}: it must be above 0 seconds")
     if not args.lr_min:
         return
     cosine = args.lr_scheduler == "cosine" and not args.skip_scheduler

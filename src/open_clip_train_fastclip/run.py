@@ -29,7 +29,7 @@ from .errors import UserError, agree
 from .loss import FastCLIPLoss
 from .reduction import compress_gradients
 from .resume import ResumedRun, load_checkpoint
-from .sample_ids import attach_row_ids, attach_webdataset_ids
+from .sample_ids import attach_row_ids, attach_webdataset_ids, rows_hash
 from .schedules import cosine_lr_at
 from .seeding import seed_sample_order
 from .shard_sizes import ShardManifest, read_manifest
@@ -58,6 +58,8 @@ class Run:
         self.args = None
         self.manifest: ShardManifest | None = None
         self.model = None
+        self.num_samples = 0  # rows of the per-sample table
+        self.data_hash = ""  # of the data that the ids belong to
         self.resumed: ResumedRun | None = None
         self.batches: FastCLIPBatches | None = None
         self.loss: FastCLIPLoss | None = None
@@ -183,25 +185,21 @@ class Run:
         if train is None:
             return data
         if not self.is_fastclip:
-            train.dataloader = ProgressBatches(train.dataloader, args)
+            train.dataloader = ProgressBatches(train.dataloader, args, epoch)
             return data
         if train.shared_epoch is not None:  # shards
-            self.num_samples = args.data_size if args.sample_id == "json-key" else self.manifest.num_samples
+            by_key = args.sample_id == "json-key"
+            self.num_samples = args.data_size if by_key else self.manifest.num_samples
+            self.data_hash = json_key_hash(self.num_samples) if by_key else self.manifest.hash
             attach_webdataset_ids(train.dataloader, self.manifest, args.sample_id, self.num_samples)
             seed_sample_order(train.dataloader, args.seed, train.shared_epoch)
             dataloader = train.dataloader
         else:
             self.num_samples = len(train.dataloader.dataset)
+            self.data_hash = rows_hash(train.dataloader.dataset)
             dataloader = attach_row_ids(train.dataloader)
-        self.batches = train.dataloader = FastCLIPBatches(dataloader, args, self.model)
+        self.batches = train.dataloader = FastCLIPBatches(dataloader, args, epoch, self.model)
         return data
-
-    @property
-    def data_hash(self) -> str:
-        """What a state belongs to: the manifest, the number of rows, or the size of the json-key table."""
-        if self.args.sample_id == "json-key":
-            return json_key_hash(self.num_samples)
-        return self.manifest.hash if self.manifest is not None else f"rows:{self.num_samples}"
 
     def cosine_lr(self, stock, optimizer, base_lr, warmup_length, steps):
         """OpenCLIP's cosine over the full horizon, with a floor."""
@@ -263,7 +261,7 @@ class Run:
     def train_one_epoch(self, stock, model, data, loss, epoch, *args, tb_writer=None):
         """OpenCLIP's epoch; then FastCLIP's state, complete before the .pt that it belongs to appears."""
         self.loss.start_epoch(epoch)
-        self.batches.epoch, self.batches.tb_writer = epoch, tb_writer
+        self.batches.tb_writer = tb_writer
         stock(model, data, loss, epoch, *args, tb_writer=tb_writer)
         self._save_state(epoch + 1)
 

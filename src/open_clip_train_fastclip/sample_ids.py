@@ -6,6 +6,8 @@ stages stay, in their order.
 """
 
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -76,6 +78,16 @@ def attach_row_ids(dataloader: DataLoader) -> DataLoader:
     return numbered
 
 
+def rows_hash(rows: Dataset) -> str:
+    """Names the rows of a table by their images' file names and captions in order; synthetic data by their number."""
+    if not hasattr(rows, "captions"):
+        return f"rows:{len(rows)}"
+    digest = hashlib.sha256()
+    for image, caption in zip(rows.images, rows.captions, strict=True):
+        digest.update(json.dumps([os.path.basename(str(image)), str(caption)]).encode())
+    return digest.hexdigest()
+
+
 class _NumberedRows(Dataset):
     def __init__(self, rows: Dataset):
         self.rows = rows
@@ -136,8 +148,9 @@ def _read_numbered(manifest: ShardManifest, shards: Iterable[dict]) -> Iterator[
 def _numbered_by_key(samples: Iterable[dict], num_samples: int) -> Iterator[dict]:
     for sample in samples:
         where = f"shard {sample['__url__']}, sample {sample['__key__']}"
-        json = sample.get("json")
-        key = str(json["key"] if isinstance(json, dict) and "key" in json else os.path.basename(sample["__key__"]))
+        metadata = sample.get("json")
+        has_key = isinstance(metadata, dict) and "key" in metadata
+        key = str(metadata["key"] if has_key else os.path.basename(sample["__key__"]))
         if not key.isdecimal():
             raise UserError(f"{where}: its key {key!r} is no number: use --sample-id position")
         if int(key) >= num_samples:

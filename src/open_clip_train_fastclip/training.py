@@ -32,13 +32,13 @@ class LoopLoss(nn.Module):
 class ProgressBatches:
     """A loader with a bar (samples/s, time left) on rank 0's terminal; a log file gets OpenCLIP's lines alone."""
 
-    def __init__(self, dataloader, args):
-        self.dataloader, self.args = dataloader, args
+    def __init__(self, dataloader, args, epoch: int):
+        self.dataloader, self.args, self.epoch = dataloader, args, epoch
         self.num_batches, self.num_samples = dataloader.num_batches, dataloader.num_samples
-        self.epoch = 0
 
     def __iter__(self):
         yield from self._with_bar(self.dataloader)
+        self.epoch += 1
 
     def _with_bar(self, batches):
         args = self.args
@@ -61,8 +61,8 @@ class FastCLIPBatches(ProgressBatches):
     with its last batch; batches left over at an epoch's end are dropped by the loop and by the loss alike.
     """
 
-    def __init__(self, dataloader, args, model):
-        super().__init__(dataloader, args)
+    def __init__(self, dataloader, args, epoch: int, model):
+        super().__init__(dataloader, args, epoch)
         self.model = model
         self.loss: FastCLIPLoss | None = None  # set when it is made
         self.tb_writer = None
@@ -79,6 +79,7 @@ class FastCLIPBatches(ProgressBatches):
             yield images, texts
             if (i + 1) % accum == 0:
                 self._end_step(i // accum)
+        self.epoch += 1
 
     def _end_step(self, i: int) -> None:
         """Show evaluation and checkpoints the new tau, and log at the steps at which OpenCLIP logs."""
