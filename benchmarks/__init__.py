@@ -1,0 +1,1 @@
+"""Data, runs and tables that show what the losses do."""

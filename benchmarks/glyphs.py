@@ -1,0 +1,257 @@
+"""Small image-caption data made on the spot: Unicode characters in named colours, with their Unicode names as captions.
+
+    python -m benchmarks.glyphs --out data/glyphs
+
+"small red greek small letter lambda framed in blue on navy" is a 32x32 picture of a small red lambda. Size, colour,
+frame and background are in the caption; the font, a turn of up to 4 degrees and a shift of up to 1 px are not. Bright
+colours stand on dark backgrounds: any colour on any other is barely learned at this size.
+
+A share of the training captions (`--mismatched`, default 0.3) is exchanged at random among their images, as web
+captions are wrong now and then. Validation captions are all right, and none of them occurs in the training data.
+
+The folder holds train/ and val/ (webdataset shards of NNNNNN.png and NNNNNN.txt, with sizes.json), dataset.json
+(settings, counts, the floor of `attribute_floor`, a hash of the shards) and contact_sheet.png. The same settings give
+the same bytes.
+"""
+
+import argparse
+import hashlib
+import io
+import itertools
+import json
+import random
+import shutil
+import sys
+import tarfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from open_clip_train_fastclip.errors import UserError
+
+from .characters import Character, choose_characters, draw_ink, load_fonts, scale_to
+from .contact_sheet import contact_sheet
+
+COLOURS = {
+    "red": (255, 60, 60), "yellow": (255, 225, 50), "green": (60, 220, 70),
+    "blue": (90, 160, 255), "white": (255, 255, 255), "pink": (255, 140, 215),
+}  # fmt: skip
+FRAMES = ("red", "yellow", "green", "blue", "white")
+BACKGROUNDS = {"black": (0, 0, 0), "navy": (0, 0, 105), "maroon": (100, 0, 20), "purple": (70, 0, 110)}
+CANVAS = 64  # px at which a picture is drawn; halved at the end
+FRAME_BOX, FRAME_WIDTH = (3, 3, 60, 60), 4  # px of the canvas
+LARGE, SMALL = 44, 26  # px of the canvas, the longer side of the character's ink
+MAX_TURN, MAX_SHIFT = 4.0, 2  # degrees; px of the canvas
+
+
+class Look(NamedTuple):
+    """Everything a caption says but the character's name. `colour` is None for an emoji, which has its own."""
+
+    colour: str | None
+    background: str
+    small: bool
+    frame: str | None
+
+
+class Pair(NamedTuple):
+    """One picture and its right caption."""
+
+    character: Character
+    look: Look
+
+    @property
+    def caption(self) -> str:
+        """[small] COLOUR NAME [framed in X] on BACKGROUND"""
+        look = self.look
+        words = ["small" if look.small else None, look.colour, self.character.name]
+        words += [f"framed in {look.frame}" if look.frame else None, "on", look.background]
+        return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines the data. The fields are the options of the command line."""
+
+    seed: int = 0
+    characters: int = 150
+    train_per_character: int = 30
+    val_per_character: int = 16
+    mismatched: float = 0.3  # share of the training captions exchanged among themselves, 0 to 1
+    train_shards: int = 16
+    val_shards: int = 4
+    fonts: list[str] = field(default_factory=list)  # font files or folders besides the fonts that ship with matplotlib
+
+    def __post_init__(self):
+        for name in ("characters", "train_per_character", "val_per_character", "train_shards", "val_shards"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more")
+
+
+def draw(pair: Pair, rng: random.Random) -> Image.Image:
+    """The 32x32 RGB picture of a pair; `rng` picks what the caption does not say: font, turn and shift."""
+    look = pair.look
+    ink = scale_to(draw_ink(pair.character.text, rng.choice(pair.character.fonts)), SMALL if look.small else LARGE)
+    if look.colour:
+        tinted = Image.new("RGBA", ink.size, COLOURS[look.colour])
+        tinted.putalpha(ink.getchannel("A"))
+        ink = tinted
+    ink = ink.rotate(rng.uniform(-MAX_TURN, MAX_TURN), Image.Resampling.BICUBIC, expand=True)
+    shift = [rng.randint(-MAX_SHIFT, MAX_SHIFT) for _ in range(2)]
+    image = Image.new("RGB", (CANVAS, CANVAS), BACKGROUNDS[look.background])
+    if look.frame:
+        ImageDraw.Draw(image).rectangle(FRAME_BOX, outline=COLOURS[look.frame], width=FRAME_WIDTH)
+    image.paste(ink, tuple((CANVAS - side) // 2 + move for side, move in zip(ink.size, shift, strict=True)), ink)
+    return image.reduce(2)
+
+
+def choose_pairs(settings: Settings) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs in random order. Every caption of the two together is unique."""
+    forbidden = {*COLOURS, *BACKGROUNDS}
+    characters = choose_characters(load_fonts(settings.fonts), settings.characters, settings.seed, forbidden)
+    train, val = [], []
+    for character in characters:
+        colours = [None] if character.coloured else list(COLOURS)
+        looks = [Look(*x) for x in itertools.product(colours, BACKGROUNDS, (False, True), (None, *FRAMES))]
+        wanted = settings.train_per_character + settings.val_per_character
+        if wanted > len(looks):
+            raise UserError(f"{wanted} renderings a character: {character.name} has only {len(looks)} captions")
+        looks = random.Random(f"{settings.seed}/{character.name}").sample(looks, wanted)
+        train += [Pair(character, look) for look in looks[: settings.train_per_character]]
+        val += [Pair(character, look) for look in looks[settings.train_per_character :]]
+    for name, pairs in (("train", train), ("val", val)):
+        random.Random(f"{settings.seed}/{name}").shuffle(pairs)
+    return train, val
+
+
+def exchange(captions: list[str], share: float, seed: int) -> list[str]:
+    """Exactly `share` of the captions (rounded to a whole number) moved among themselves, so that none stays in place.
+
+    Raises UserError for a share outside 0 to 1 or one that comes to a single caption.
+    """
+    count = round(share * len(captions)) if 0 <= share <= 1 else 1
+    if count == 1:
+        raise UserError(f"--mismatched {share}: give a share from 0 to 1 that comes to 0 or at least 2 captions")
+    places = random.Random(f"{seed}/mismatched").sample(range(len(captions)), count)
+    moved = list(captions)
+    for place, source in zip(places, places[1:] + places[:1], strict=True):
+        moved[place] = captions[source]
+    return moved
+
+
+def attribute_floor(looks: list[Look]) -> dict[str, float]:
+    """Recall in percent of a model that knows size, colour, frame and background but not the character.
+
+    It ranks the pairs that share a caption's look first, in random order: R@k = mean over pairs of min(k, n) / n with
+    n pairs of that look. The same in both directions.
+    """
+    sizes = Counter(looks).values()
+    return {f"R@{k}": 100 * sum(min(k, n) for n in sizes) / len(looks) for k in (1, 5)}
+
+
+def write_shards(folder: Path, pairs: list[Pair], captions: list[str], shards: int, seed: int) -> None:
+    """Writes `pairs` with `captions` as `shards` tar files of nearly equal size, and sizes.json."""
+    folder.mkdir(parents=True)
+    sizes = {}
+    bar = tqdm(total=len(pairs), desc=f"drawing {folder.name}", unit="pair", disable=None)
+    for shard in range(shards):
+        start, stop = (len(pairs) * n // shards for n in (shard, shard + 1))
+        name = f"{shard:05d}.tar"
+        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in range(start, stop):
+                # The picture depends on the pair alone: the same under any share of exchanged captions.
+                image = draw(pairs[index], random.Random(f"{seed}/{pairs[index].caption}"))
+                png = io.BytesIO()
+                image.save(png, "PNG")
+                _add(tar, f"{index:06d}.png", png.getvalue())
+                _add(tar, f"{index:06d}.txt", captions[index].encode())
+                bar.update()
+        sizes[name] = stop - start
+    bar.close()
+    (folder / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n")
+    print(f"{folder.name}: {len(pairs)} pairs in {shards} shards", flush=True)
+
+
+def _add(tar, name, data):
+    entry = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def make(out: Path, settings: Settings) -> dict:
+    """Makes the data in folder `out` and returns dataset.json; data with the same settings are left as they are.
+
+    Raises UserError when `out` holds anything else, or a setting is out of range.
+    """
+    if (out / "dataset.json").is_file():
+        info = json.loads((out / "dataset.json").read_text())
+        if info["settings"] == asdict(settings):
+            return info
+    if out.exists():
+        raise UserError(f"{out} exists and is not the data asked for: remove it or choose another --out")
+    train, val = choose_pairs(settings)
+    captions = exchange([pair.caption for pair in train], settings.mismatched, settings.seed)
+    wrong = [pair.caption != caption for pair, caption in zip(train, captions, strict=True)]
+    partial = out.with_name(out.name + ".partial")  # renamed when complete, so that half a data set is never used
+    shutil.rmtree(partial, ignore_errors=True)
+    write_shards(partial / "train", train, captions, settings.train_shards, settings.seed)
+    write_shards(partial / "val", val, [pair.caption for pair in val], settings.val_shards, settings.seed)
+    info = {
+        "settings": asdict(settings),
+        "train_pairs": len(train),
+        "mismatched_pairs": sum(wrong),
+        "val_pairs": len(val),
+        "floor": attribute_floor([pair.look for pair in val]),
+        "sha256": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(partial.glob("*/*.tar")))).hexdigest(),
+        "characters": sorted(pair.character.name for pair in {p.character: p for p in val}.values()),
+    }
+    (partial / "dataset.json").write_text(json.dumps(info, indent=1) + "\n")
+    contact_sheet(partial, wrong).save(partial / "contact_sheet.png")
+    partial.rename(out)
+    return info
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.glyphs", description="Pictures of Unicode characters with captions, as webdataset."
+    )
+    defaults = Settings()
+    parser.add_argument("--out", type=Path, default=Path("data/glyphs"), help="folder to make (default: %(default)s)")
+    helps = {
+        "seed": "seed of everything drawn at random",
+        "characters": "number of different characters",
+        "train_per_character": "training pairs of each character",
+        "val_per_character": "validation pairs of each character",
+        "mismatched": "share of the training captions exchanged among themselves, 0 to 1",
+        "train_shards": "number of training shards; at least data loader workers x ranks",
+        "val_shards": "number of validation shards",
+    }
+    for name, text in helps.items():
+        value = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--fonts", nargs="*", default=[], metavar="PATH",
+        help="more fonts: .ttf or .otf files or folders of them, Noto Color Emoji too (default: those of matplotlib)",
+    )  # fmt: skip
+    args = vars(parser.parse_args(argv))
+    out = args.pop("out")
+    try:
+        info = make(out, Settings(**args))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{out}: {info['train_pairs']} training pairs, {info['mismatched_pairs']} of them with a wrong caption, "
+        f"{info['val_pairs']} validation pairs; see {out}/contact_sheet.png"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
