@@ -7,6 +7,8 @@ Each direction needs the b x B similarities twice: for g, which the new u depend
 needs everybody's new u. They are walked through in tiles of columns, so the exponentials stay in the cache and never
 fill a b x B matrix. Up to b*B = KEPT_ELEMENTS the similarities themselves are kept between the two walks (8 bytes an
 element for both directions); beyond, they are computed again and memory is linear in B.
+
+Within a tile exponents are in base 2, because exp2 is four times as fast as exp on a CPU (Sleef instead of MKL).
 """
 
 import contextlib
@@ -19,6 +21,7 @@ KEPT_ELEMENTS = 2**23
 TILE_ELEMENTS = {"cpu": 2**18}  # a tile that stays in a core's cache
 TILE_ELEMENTS_GPU = 2**24  # few large kernels
 EXCLUDED = -1e30  # similarity of a pair that does not count: exp of it is 0, and 0 times it is 0, not NaN
+LOG2_E = math.log2(math.e)
 
 
 @contextlib.contextmanager
@@ -39,16 +42,18 @@ def exact_products(device: torch.device):
 
 
 class Logits:
-    """l_ij = similarity_ij / tau_i of b anchors with the B items of the other modality, tile by tile.
+    """l_ij = log2(e) similarity_ij / tau_i of b anchors with the B items of the other modality, tile by tile.
 
-    anchors_bd and items_Bd are L2-normalised features, tau_b the anchors' temperatures, ids_b and ids_B the samples
-    that the features belong to. A pair of equal ids (the anchor's own among them) gets EXCLUDED.
+    anchors_bd and items_Bd are L2-normalised features, tau_b the anchors' temperatures, places_b and places_B a number
+    for each feature that is equal for features of one sample: a position in the global batch.
+    A pair of equal numbers (the anchor's own among them) gets EXCLUDED.
     Iterating yields (slice of columns, tile [b, t]); the tiles must not be changed.
     """
 
-    def __init__(self, anchors_bd: Tensor, tau_b: Tensor, items_Bd: Tensor, ids_b: Tensor, ids_B: Tensor):
-        self.scaled_anchors_bd, self.tau_b, self.items_Bd = anchors_bd / tau_b[:, None], tau_b, items_Bd
-        self.ids_b1, self.ids_B = ids_b[:, None], ids_B
+    def __init__(self, anchors_bd: Tensor, tau_b: Tensor, items_Bd: Tensor, places_b: Tensor, places_B: Tensor):
+        self.scaled_anchors_bd, self.tau_b, self.items_Bd = anchors_bd * (LOG2_E / tau_b)[:, None], tau_b, items_Bd
+        # As floating point (exact up to 2^24): adding a float mask is six times as fast as masked_fill with a bool one.
+        self.places_b1, self.places_B = places_b.to(items_Bd.dtype)[:, None], places_B.to(items_Bd.dtype)
         b, B = len(anchors_bd), len(items_Bd)
         width = max(1, TILE_ELEMENTS.get(anchors_bd.device.type, TILE_ELEMENTS_GPU) // b)
         self._slices = [slice(start, min(start + width, B)) for start in range(0, B, width)]
@@ -60,7 +65,8 @@ class Logits:
                 yield columns, self._kept[number]
                 continue
             tile_bt = self.scaled_anchors_bd @ self.items_Bd[columns].T
-            tile_bt.masked_fill_(self.ids_b1 == self.ids_B[columns], EXCLUDED)
+            same_bt = torch.eq(self.places_b1, self.places_B[columns], out=torch.empty_like(tile_bt))
+            tile_bt.add_(same_bt, alpha=EXCLUDED)
             if self._kept is not None:
                 self._kept.append(tile_bt)
             yield columns, tile_bt
@@ -92,15 +98,16 @@ def log_g(logits: Logits, diagonal_b: Tensor) -> tuple[Tensor, Tensor]:
     weighted_b = torch.zeros_like(diagonal_b)
     for _, tile_bt in logits:
         new_largest_b = torch.maximum(largest_b, tile_bt.amax(1))
-        exp_bt = (tile_bt - new_largest_b[:, None]).exp_()
-        shrink_b = (largest_b - new_largest_b).exp()
+        exp_bt = (tile_bt - new_largest_b[:, None]).exp2_()
+        shrink_b = (largest_b - new_largest_b).exp2()
         total_b = total_b * shrink_b + exp_bt.sum(1)
-        weighted_b = weighted_b * shrink_b + torch.linalg.vecdot(tile_bt, exp_bt)
+        weighted_b = weighted_b * shrink_b + exp_bt.mul_(tile_bt).sum(1)
         largest_b = new_largest_b
     own_b = diagonal_b / logits.tau_b
     nobody_b = largest_b < EXCLUDED / 2
-    log_g_b = largest_b - own_b + total_b.log() - math.log(len(logits.items_Bd) - 1)
-    return log_g_b.masked_fill(nobody_b, -math.inf), (weighted_b / total_b - own_b).masked_fill(nobody_b, 0.0)
+    log_g_b = largest_b / LOG2_E - own_b + total_b.log() - math.log(len(logits.items_Bd) - 1)
+    mean_h_b = weighted_b / total_b / LOG2_E - own_b
+    return log_g_b.masked_fill(nobody_b, -math.inf), mean_h_b.masked_fill(nobody_b, 0.0)
 
 
 def updated_log_u(log_u: Tensor, log_g: Tensor, gamma: float) -> Tensor:
@@ -123,12 +130,14 @@ def feature_gradient(logits: Logits, own_bias_b: Tensor, other_bias_B: Tensor, o
     The biases hold the diagonal, log(eps + u) and the factors of the objective, so that each exponent is that of the
     final weight, which u bounds: nothing overflows at tau = 0.01.
     """
+    own_bias_b1, other_bias_B = own_bias_b[:, None] * LOG2_E, other_bias_B * LOG2_E
     gradient_bd = torch.zeros_like(logits.scaled_anchors_bd)
     for columns, tile_bt in logits:
-        weight_bt = (tile_bt - own_bias_b[:, None]).exp_()
-        other_bt = tile_bt
-        if other_tau_B is not None:
-            other_bt = (tile_bt * logits.tau_b[:, None]).div_(other_tau_B[columns])
-        weight_bt += (other_bt - other_bias_B[columns]).exp_()
+        weight_bt = (tile_bt - own_bias_b1).exp2_()
+        if other_tau_B is None:
+            other_bt = tile_bt - other_bias_B[columns]
+        else:
+            other_bt = (tile_bt * logits.tau_b[:, None]).div_(other_tau_B[columns]).sub_(other_bias_B[columns])
+        weight_bt += other_bt.exp2_()
         gradient_bd.addmm_(weight_bt, logits.items_Bd[columns])
     return gradient_bd

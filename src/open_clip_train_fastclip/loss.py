@@ -181,10 +181,10 @@ class FastCLIPLoss(nn.Module):
         image_Bd, text_Bd = everything[:, :d], everything[:, d:]
         image_bd, text_bd = self._own(image_Bd), self._own(text_Bd)
         diagonal_b = torch.linalg.vecdot(image_bd, text_bd)
-        ids_b, tau_b2 = self._own(step.ids_B), self._own(step.tau_B2).to(everything.dtype)
+        last_b, tau_b2 = self._own(step.last_B), self._own(step.tau_B2).to(everything.dtype)
         logits = (
-            contrast.Logits(image_bd, tau_b2[:, 0], text_Bd, ids_b, step.ids_B),
-            contrast.Logits(text_bd, tau_b2[:, 1], image_Bd, ids_b, step.ids_B),
+            contrast.Logits(image_bd, tau_b2[:, 0], text_Bd, last_b, step.last_B),
+            contrast.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B),
         )
         both = [contrast.log_g(one_direction, diagonal_b) for one_direction in logits]
         log_g_b2, mean_h_b2 = (torch.stack(pair, dim=1) for pair in zip(*both, strict=True))
