@@ -215,3 +215,18 @@ def test_a_complete_loop_learns(loss):
     matched = (similarity.argmax(dim=1) == torch.arange(64)).float().mean()
     assert matched > 0.9
     assert torch.isfinite(fastclip.full_state()["log_u_image"]).all()
+
+
+def test_the_callers_switch_for_tf32_is_put_back():
+    """Also after the new switch of torch 2.9 was used, which the old one does not bear."""
+    matmul = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
+    before = getattr(matmul, name)
+    try:
+        for value in ("tf32", "ieee") if name == "fp32_precision" else (True, False):
+            setattr(matmul, name, value)
+            with contrast.exact_products(torch.device("cpu")):
+                assert getattr(matmul, name) in ("ieee", False)
+            assert getattr(matmul, name) == value
+    finally:
+        setattr(matmul, name, before)

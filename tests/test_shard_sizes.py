@@ -330,7 +330,7 @@ def test_a_missing_shard(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "cure"),
-    [("~/data/00000.tar", "~"), ("/data/*.tar", "{00000..00331}"), ("/none/{0..3}.tar", "--train-data"), ("", "")],
+    [("~/data/00000.tar", "~"), ("/data/*.tar", "{00000..00331}"), ("/none/{0..3}.tar", "correct its name"), ("", "")],
 )
 def test_names_that_match_nothing(name, cure):
     message = refusal(check_shards, name)

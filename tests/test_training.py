@@ -7,13 +7,12 @@ import os
 import open_clip
 import pytest
 import torch
-from cli import TINY, run_cli
+from cli import TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
 from safetensors.torch import load_file
 
 from open_clip_train_fastclip.config import LOSSES
-
-EPOCHS = {"fastclip-v3": 4}
+from open_clip_train_fastclip.main import main
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +70,14 @@ def test_every_loss_trains_on_shards(loss, ranks, shards, tmp_path):
         ("fastclip-v3", 2, "csv"),
         ("fastclip-v3", 1, "shards"),
         ("fastclip-v3", 2, "shards with workers"),
+        ("fastclip-v1", 1, "shards resampled with workers"),
     ],
 )
 def test_resumed_is_undisturbed(loss, ranks, data, csv, shards, tmp_path):
     """4 epochs at once, and 2 + 2 with --stop-epochs and --resume latest: same bits of weights, log u and tau."""
     flags = [*TINY, "--loss", loss, "--train-data", csv if data == "csv" else shards, "--name", "run", "--epochs", 4]
-    flags += ["--workers", 2 if "workers" in data else 0, "--batch-size", 4, "--force-patch-dropout", 0.25, "--logs"]
+    flags += ["--workers", 2 if "workers" in data else 0, "--batch-size", 4, "--force-patch-dropout", 0.25]
+    flags += [*(["--dataset-resampled"] if "resampled" in data else []), "--logs"]
     whole = run_cli([*flags, tmp_path / "whole"], tmp_path / "out", ranks=ranks)
     first = run_cli([*flags, tmp_path / "parts", "--stop-epochs", 2], tmp_path / "out", ranks=ranks)
     second = run_cli([*flags, tmp_path / "parts", "--resume", "latest"], tmp_path / "out", ranks=ranks)
@@ -117,6 +118,10 @@ def test_evaluation_of_a_checkpoint(csv, tmp_path):
         json.loads((tmp_path / name / "checkpoints" / "results.jsonl").read_text()) for name in ("run", "evaluation")
     ]
     assert results[0] == results[1]
+    pretrained = [*flags, "--pretrained", path, "--loss", "fastclip-v2", "--name", "pretrained"]
+    assert run_cli(pretrained, tmp_path / "out").ok
+    result = json.loads((tmp_path / "pretrained" / "checkpoints" / "results.jsonl").read_text())
+    assert result["clip_val_loss"] == results[0]["clip_val_loss"], "evaluated with the temperature of the checkpoint"
 
 
 def test_checkpoint_loads_in_open_clip(csv, tmp_path):
@@ -160,12 +165,25 @@ def test_fresh_state_takes_the_weights_of_an_openclip_checkpoint(csv, tmp_path):
         name = ["--name", f"run{ranks}"]
         run = run_cli([*fastclip, *name, "--fastclip-fresh-state"], tmp_path / "out", ranks=ranks)
         assert run.ok and "Start epoch 0" in run.output[0], run
+    frozen = [*flags, "--name", "frozen", "--resume", path, "--fastclip-fresh-state", "--freeze-temperature"]
+    run = run_cli([*frozen, "--temperature", 0.5], tmp_path / "out")
+    assert run.ok, run
+    checkpoint = torch.load(tmp_path / "frozen" / "checkpoints" / "epoch_1.pt", weights_only=True)
+    assert checkpoint["state_dict"]["logit_scale"].item() == pytest.approx(math.log(2))
+
+
+def resumes_wandb(argv):
+    """The command line, if a resumed run would continue its wandb run; else exit code 1."""
+    import wandb
+
+    code = main(argv)
+    return code or int(os.environ.get("WANDB_RESUME") != "allow") or int(wandb.run is not None)
 
 
 def test_watching(csv, tmp_path):
     """tau, gamma, log u in a line of our own, in tensorboard and in wandb, at OpenCLIP's steps; one wandb run."""
     flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", tmp_path, "--name", "run", "--epochs", 2]
-    flags += ["--report-to", "wandb,tensorboard"]
+    flags += ["--report-to", "all"]
     env = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path / "wandb"), "WANDB_SILENT": "true"}
     os.makedirs(env["WANDB_DIR"])
     run = run_cli([*flags, "--stop-epochs", 1], tmp_path / "out", env=env)
@@ -173,7 +191,7 @@ def test_watching(csv, tmp_path):
     lines = [line for line in run.output[0].splitlines() if "FastCLIP Epoch" in line]
     assert len(lines) == 6 and all(word in lines[-1] for word in ("tau:", "gamma:", "log_u_mean:", "visited: 1"))
     assert "%|" not in run.output[0], "no progress bar in a file"
-    resumed = run_cli([*flags, "--resume", "latest"], tmp_path / "out", env=env)
+    resumed = run_forked(resumes_wandb, ([str(f) for f in [*flags, "--resume", "latest"]],), tmp_path / "out", env=env)
     assert resumed.ok, resumed
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -90,17 +90,38 @@ def test_damaged_shard(damage, ranks, shards, tmp_path):
     refused(run, "00002.tar", ranks=ranks)
 
 
-def test_csv_without_the_columns(csv, tmp_path):
-    refused(run_cli(v3(csv, tmp_path, "--csv-img-key", "picture"), tmp_path / "out"), "picture", "filepath")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_csv_without_the_columns(ranks, csv, tmp_path):
+    run = run_cli(v3(csv, tmp_path, "--csv-img-key", "picture"), tmp_path / "out", ranks=ranks)
+    refused(run, "picture", "filepath", ranks=ranks)
 
 
-def test_batch_of_one(csv, tmp_path):
-    refused(run_cli(v3(csv, tmp_path, "--batch-size", 1), tmp_path / "out"), "--batch-size")
+@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
+def test_batch_of_one(loss, csv, tmp_path):
+    refused(run_cli([*v3(csv, tmp_path, "--batch-size", 1), "--loss", loss], tmp_path / "out"), "--batch-size")
 
 
-def test_too_few_shards_for_the_workers(shards, tmp_path):
-    run = run_cli(v3(f"{shards}/{{00000..00003}}.tar", tmp_path, "--workers", 5), tmp_path / "out")
-    refused(run, "--workers", "4")
+@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
+def test_an_epoch_without_a_step(loss, csv, tmp_path):
+    for flags in (["--batch-size", 33], ["--accum-freq", 5]):
+        run = run_cli([*v3(csv, tmp_path, *flags, "--name", flags[0][2:]), "--loss", loss], tmp_path / "out", ranks=2)
+        refused(run, "--batch-size", "--accum-freq")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("filepath\ttitle\n")
+    refused(run_cli([*v3(empty, tmp_path), "--loss", loss], tmp_path / "out"), "empty.csv", "no rows")
+
+
+@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
+def test_evaluation_data_that_is_not_there(loss, csv, tmp_path):
+    for flag, path in (("--val-data", tmp_path / "{0..3}.tar"), ("--imagenet-val", tmp_path / "imagenet")):
+        run = run_cli([*v3(csv, tmp_path / flag[2:], flag, path), "--loss", loss], tmp_path / "out", ranks=2)
+        refused(run, str(path)[:-12])
+
+
+@pytest.mark.parametrize(("workers", "ranks", "fitting"), [(5, 1, 4), (3, 2, 2)])
+def test_too_few_shards_for_the_workers(workers, ranks, fitting, shards, tmp_path):
+    flags = v3(f"{shards}/{{00000..00003}}.tar", tmp_path, "--workers", workers)
+    refused(run_cli(flags, tmp_path / "out", ranks=ranks), f"--workers {fitting}", ranks=ranks)
 
 
 def test_a_shard_with_more_samples_than_its_size_says(shards, tmp_path):
@@ -127,7 +148,8 @@ def test_a_model_without_logit_scale(csv, tmp_path):
         open_clip_train.main.create_model_and_transforms = create_model_and_transforms
         return main(argv)
 
-    run = run_forked(without_logit_scale, ([str(flag) for flag in v3(csv, tmp_path)],), tmp_path / "out")
+    flags = [str(flag) for flag in v3(csv, tmp_path)]
+    run = run_forked(without_logit_scale, (flags,), tmp_path / "out", ranks=2)
     refused(run, "logit_scale", "ViT-Glyph-32")
 
 
@@ -137,8 +159,9 @@ def test_resume_of_nothing(ranks, csv, tmp_path):
     refused(run, "epoch_9.pt", ranks=ranks)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("kind", ["truncated", "foreign", "other model"])
-def test_resume_of_a_bad_file(kind, csv, finished_run, tmp_path):
+def test_resume_of_a_bad_file(kind, ranks, csv, finished_run, tmp_path):
     path = tmp_path / "epoch_1.pt"
     whole = (finished_run / "run" / "checkpoints" / "epoch_1.pt").read_bytes()
     if kind == "truncated":
@@ -147,7 +170,32 @@ def test_resume_of_a_bad_file(kind, csv, finished_run, tmp_path):
         torch.save([1, 2, 3], path)
     else:
         torch.save({"epoch": 1, "state_dict": {"w": torch.zeros(3)}}, path)
-    refused(run_cli(v3(csv, tmp_path, "--resume", path), tmp_path / "out"), "epoch_1.pt")
+    refused(run_cli(v3(csv, tmp_path, "--resume", path), tmp_path / "out", ranks=ranks), "epoch_1.pt", ranks=ranks)
+
+
+@pytest.mark.parametrize("flags", [["--lock-image"], ["--loss", "clip", "--freeze-temperature"]])
+def test_resume_with_an_optimizer_of_other_parameters(flags, csv, finished_run, tmp_path):
+    path = finished_run / "run" / "checkpoints" / "epoch_1.pt"
+    if "clip" in flags:
+        assert run_cli([*TINY, "--train-data", csv, "--logs", tmp_path, "--name", "clip"], tmp_path / "out").ok
+        path = tmp_path / "clip" / "checkpoints" / "epoch_1.pt"
+    run = run_cli(v3(csv, tmp_path, "--resume", path, *flags), tmp_path / "out", ranks=2)
+    assert run.codes == [2, 2] and "Traceback" not in str(run) and "--fastclip-fresh-state" in run.output[0], run
+
+
+def test_a_name_that_exists_without_logs(csv, tmp_path, monkeypatch):
+    """OpenCLIP writes a log even with --logs none, and gives up on rank 0 alone if it is there."""
+    monkeypatch.chdir(tmp_path)
+    flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", "none", "--name", "run"]
+    assert run_cli(flags, tmp_path / "out", ranks=2).ok
+    refused(run_cli(flags, tmp_path / "out", ranks=2, timeout=60), "--name")
+
+
+def test_openclip_giving_up_ends_every_rank(csv, tmp_path):
+    """A remote sync that fails is noticed by rank 0 alone; the others end when it is gone."""
+    flags = [*v3(csv, tmp_path), "--remote-sync", "/proc/nowhere", "--remote-sync-protocol", "fsspec"]
+    run = run_cli([*flags, "--dist-timeout", 20], tmp_path / "out", ranks=2, timeout=60)
+    assert all(code > 0 for code in run.codes), run
 
 
 def test_state_of_another_algorithm_or_data_set(csv, finished_run, tmp_path):

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .durable import atomic_torch_save, file_checksum, one_line, sync, writing
-from .errors import UserError, agree
+from .errors import UserError, agree, gather_objects
 from .state_index import CURE, DTYPES, INDEX, REPLACED, UNFINISHED, present, rank_file, read_index, sealed
 
 __all__ = [
@@ -71,7 +70,7 @@ def save_state(
     is_first = loss.reduction.rank == 0
     try:
         agree(_remove, partial, is_first)
-        files = _gather(agree(_write_rank_file, loss, partial))
+        files = gather_objects(agree(_write_rank_file, loss, partial))
         index = sealed(
             {
                 "loss": loss.config.loss,
@@ -240,14 +239,6 @@ def _read_rows(table, folder: Path, index: dict) -> None:
 
 def _dtype_name(table) -> str:
     return str(table.rows.dtype).removeprefix("torch.")
-
-
-def _gather(value) -> list:
-    values = [value]
-    if dist.is_initialized():
-        values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
-    return values
 
 
 @contextmanager

@@ -5,7 +5,23 @@ from pathlib import Path
 
 import pandas as pd
 
+from .config import LOSSES
 from .errors import UserError
+
+
+def is_fastclip(args) -> bool:
+    """Whether the run trains with a loss of ours."""
+    return args.loss in LOSSES
+
+
+def has_training_data(args) -> bool:
+    """Whether OpenCLIP's main() will build a training set, and so an optimizer and a loss."""
+    return bool(args.train_data) or args.dataset_type == "synthetic"
+
+
+def has_evaluation_data(args) -> bool:
+    """Whether rank 0 will evaluate."""
+    return bool(args.val_data or args.imagenet_val or args.imagenet_v2)
 
 
 def logs_are_written(args) -> bool:
@@ -30,19 +46,22 @@ def check_before_building(args) -> None:
         raise UserError("--use-bn-sync works on GPUs only, and the device is the CPU: leave it out")
     if args.resume and args.resume != "latest" and "://" not in args.resume and not os.path.isfile(args.resume):
         raise UserError(f"--resume {args.resume}: there is no such file")
+    for flag, path in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
+        if path and not os.path.isdir(path):
+            raise UserError(f"{flag} {path}: there is no such folder")
     for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
         if path:
             _check_data(flag, path, args)
-    if args.loss != "siglip" and (args.train_data or args.dataset_type == "synthetic") and global_batch_size(args) < 2:
+    if args.loss != "siglip" and has_training_data(args) and global_batch_size(args) < 2:
         raise UserError(
             "a global batch of 1 pair has nothing to compare it with: give --batch-size 2 or more (or more ranks)"
         )
 
 
 def _check_name(args) -> None:
-    if not args.name or args.resume == "latest" or not logs_are_written(args) or args.rank != 0:
+    if not args.name or args.resume == "latest" or args.rank != 0:
         return
-    log = Path(args.logs, args.name, "out-0" if args.log_local else "out.log")
+    log = Path(args.logs or "", args.name, "out-0" if args.log_local else "out.log")
     if log.exists():
         raise UserError(
             f"{log} exists: give another --name, or --resume latest to go on with that run; nothing was changed"
@@ -58,22 +77,38 @@ def _check_data(flag: str, path: str, args) -> None:
     if kind != "csv" and not (kind == "auto" and path.endswith(("csv", "tsv"))):
         return
     try:
-        columns = list(pd.read_csv(path, sep=args.csv_separator, nrows=1).columns)
+        table = pd.read_csv(path, sep=args.csv_separator, nrows=1)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: there is no such file") from None
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{flag} {path} is no table ({str(error).splitlines()[0]}): check the file") from None
+    columns = list(table.columns)
     for option, column in (("--csv-img-key", args.csv_img_key), ("--csv-caption-key", args.csv_caption_key)):
         if column not in columns:
             raise UserError(
                 f"{flag} {path} has no column {column!r} ({option}); it has {', '.join(map(repr, columns[:8]))}: "
                 f"name the right one, or its separator with --csv-separator"
             )
+    if table.empty:
+        raise UserError(f"{flag} {path} has no rows: check the file")
+
+
+def check_steps(dataloader, args) -> None:
+    """Raise UserError if an epoch is too short for a single step, which OpenCLIP would skip in silence."""
+    if dataloader.num_batches < args.accum_freq:
+        raise UserError(
+            f"an epoch has {dataloader.num_batches} batches of {args.batch_size} pairs on each of {args.world_size} "
+            f"ranks, and a step needs {args.accum_freq}: lower --batch-size or --accum-freq"
+        )
 
 
 def check_model(model, args) -> None:
     """Raise UserError if the model has no logit_scale, or a logit_bias, and the loss cannot work with that."""
     if not hasattr(model, "logit_scale"):
         raise UserError(f"--model {args.model} has no logit_scale, which --loss {args.loss} needs: use a CLIP model")
-    if args.loss not in ("clip", "siglip") and getattr(model, "logit_bias", None) is not None:
+    if not is_fastclip(args):
+        return
+    if getattr(model, "logit_bias", None) is not None:
         raise UserError(f"--model {args.model} has a logit_bias, made for --loss siglip: use a model without one")
+    if hasattr(model, "text_decoder"):
+        raise UserError(f"--model {args.model} is a CoCa model, whose captioning {args.loss} does not train: use CLIP")

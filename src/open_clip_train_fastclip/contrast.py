@@ -30,15 +30,16 @@ def exact_products(device: torch.device):
 
     At tau = 0.01 an error of 1e-3 in a similarity changes exp(h) by a tenth.
     """
-    tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    matmul = torch.backends.cuda.matmul
+    # torch 2.9 and newer refuse the old switch once somebody has used the new one
+    switch, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, switch)
     with torch.autocast(device.type, enabled=False):
         try:
-            if tf32:
-                torch.backends.cuda.matmul.allow_tf32 = False
+            setattr(matmul, switch, exact)
             yield
         finally:
-            if tf32:
-                torch.backends.cuda.matmul.allow_tf32 = True
+            setattr(matmul, switch, before)
 
 
 class Logits:

@@ -20,21 +20,31 @@ def user_message(error: UserError) -> str:
 
 
 def agree(check: Callable, *args, **kwargs):
-    """Call check(*args, **kwargs) on every rank; if it raises UserError on any, raise that on all. Its result.
+    """Call check(*args, **kwargs) on every rank; if it raises on any, raise UserError on all. Its result.
 
     Collective, so that no rank is left waiting for one that has given up.
     """
-    result, message = None, None
+    result, mine, message = None, None, None
     try:
         result = check(*args, **kwargs)
     except UserError as error:
         message = str(error)
-    messages = [message]
-    if dist.is_initialized():
-        messages = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, message)
+    except Exception as error:  # a bug or a broken machine, on this rank: the others must hear of it, too
+        mine, message = error, f"{type(error).__name__}: {error}"
+    messages = gather_objects(message)
+    if mine is not None:
+        raise mine
     for message in filter(None, messages):
         error = UserError(message)
         error.on_all_ranks = True
         raise error
     return result
+
+
+def gather_objects(value) -> list:
+    """`value` of every rank, in rank order (collective); [value] without a process group."""
+    values = [value]
+    if dist.is_initialized():
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values

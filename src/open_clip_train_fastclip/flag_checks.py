@@ -4,14 +4,9 @@ import difflib
 
 import open_clip
 
-from .checks import is_webdataset
+from .checks import has_evaluation_data, has_training_data, is_webdataset
 from .config import LOSSES, TAU_MAX, TAU_MIN
 from .errors import UserError
-
-
-def has_training_data(args) -> bool:
-    """Whether OpenCLIP's main() will build a training set, and so an optimizer and a loss."""
-    return bool(args.train_data) or args.dataset_type == "synthetic"
 
 
 def check(args) -> None:
@@ -62,8 +57,14 @@ def _check_sizes(args):
         ("--data-size", args.data_size),
         ("--samples-per-shard", args.samples_per_shard),
         ("--stop-epochs", args.stop_epochs),
+        ("--batch-size", args.batch_size),
+        ("--accum-freq", args.accum_freq),
     ):
         _require(value is None or value >= 1, f"{flag} is {value}: it must be 1 or more")
+    _require(
+        args.lr_scheduler != "const-cooldown" or args.epochs_cooldown is not None,
+        "--lr-scheduler const-cooldown needs --epochs-cooldown: add it",
+    )
     _require(args.dist_timeout > 0, f"--dist-timeout is {args.dist_timeout}: it must be above 0 seconds")
     if not args.lr_min:
         return
@@ -77,6 +78,17 @@ def _check_sizes(args):
 
 
 def _check_data(args):
+    factors = args.train_data_upsampling_factors
+    if factors is not None and args.train_data:
+        _require(
+            args.dataset_resampled,
+            "--train-data-upsampling-factors works only with --dataset-resampled: add it, or leave the factors out",
+        )
+        sources, given = len(args.train_data.split("::")), len(factors.split("::"))
+        _require(
+            sources == given,
+            f"--train-data-upsampling-factors has {given} factors and --train-data {sources} sources: give one each",
+        )
     _require(
         args.dataset_type != "synthetic" or args.train_num_samples,
         "--dataset-type synthetic needs --train-num-samples: add it",
@@ -91,11 +103,16 @@ def _check_data(args):
 
 
 def _check_fastclip(args):
-    evaluated = args.val_data or args.imagenet_val or args.imagenet_v2
     _require(
-        has_training_data(args) or (evaluated and (args.resume or args.pretrained)),
+        has_training_data(args) or (has_evaluation_data(args) and (args.resume or args.pretrained)),
         f"--loss {args.loss} needs training data: add --train-data (to evaluate only, give --resume or "
         "--pretrained, and --val-data or --imagenet-val)",
+    )
+    remote = args.resume and ("://" in args.resume or (args.resume == "latest" and args.remote_sync))
+    _require(
+        not remote,
+        f"--resume {args.resume}: the state of --loss {args.loss} is read from a folder, not from a remote store: "
+        "copy epoch_N.pt and epoch_N.fastclip here and name the .pt",
     )
     refused = {
         "--distill-model": args.distill_model,

@@ -91,7 +91,10 @@ class FastCLIPLoss(nn.Module):
         self._fetch_rows(sample_ids, announced=True)
 
     def forward(self, image_features: Tensor, text_features: Tensor, sample_ids: Tensor | None = None) -> Tensor:
-        """Value of the objective, 0-d, for features [b, d] and, unless begin_step announced them, ids [b] int64."""
+        """Value of the objective, 0-d, for features [b, d] and, unless begin_step announced them, ids [b] int64.
+
+        Ids that were announced may be passed again: the same tensor, since comparing two on a GPU waits for it.
+        """
         if sample_ids is not None and not self._announced(sample_ids):
             self._fetch_rows(sample_ids, announced=False)
         if self._step is None:
@@ -121,8 +124,9 @@ class FastCLIPLoss(nn.Module):
         else:
             figures["tau_lr"] = tau_lr_at(self.config, max(self.step - 1, 0), tau).item()
         if self._last_rows_BC is not None:
-            log_u_B2 = self._last_rows_BC[:, :2]
-            figures |= {"log_u_mean": log_u_B2.mean().item(), "log_u_std": log_u_B2.std().item()}
+            log_u = self._last_rows_BC[:, :2]
+            log_u = log_u[log_u.isfinite()]  # a batch with a bad feature may hold unvisited samples
+            figures |= {"log_u_mean": log_u.mean().item(), "log_u_std": log_u.std().item()}
             if self.config.individual_tau:
                 figures["tau_std"] = self._last_rows_BC[:, 2:4].std().item()
         return figures

@@ -1,5 +1,6 @@
 """The command line: OpenCLIP's main() with FastCLIP's patches, and an honest exit code on every rank."""
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from .durable import one_line
 from .errors import UserError, user_message
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+GAVE_UP = -1  # what OpenCLIP's main() returns when it has printed why it does not train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +34,17 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
         return EXIT_FAILED
-    return EXIT_FAILED if result == -1 else 0
+    except ValueError as error:
+        if "loaded state dict" not in str(error):  # what torch says of an optimizer's state that does not fit
+            raise
+        print(
+            "open-clip-train-fastclip: error: --resume: the checkpoint's optimizer is of other parameters: give the "
+            "--opt, --lock-* and temperature flags of that run, or take its weights alone with --fastclip-fresh-state",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_USER_ERROR
+    return EXIT_FAILED if result == GAVE_UP else 0
 
 
 def _lost_a_rank(error: RuntimeError) -> bool:
@@ -51,17 +63,22 @@ def _train(argv: list[str]) -> int | None:
     with applied(run):
         import open_clip_train.main
 
-        # -1 is how OpenCLIP's main() says that it gave up
         result = open_clip_train.main.main(argv)
+    if result == GAVE_UP:
+        return result  # perhaps rank 0 alone: the others are not where a barrier would find them
     run.finish()
-    if dist.is_initialized():
-        dist.destroy_process_group()
     return result
 
 
 def console() -> None:
     """Entry point of the console script; ends the process with main()'s exit code."""
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        # OpenCLIP's remote sync is a process of its own, for which Python would wait without end
+        for child in multiprocessing.active_children():
+            child.terminate()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -184,16 +184,16 @@ def config_from_args(
     which win over defaults but not over flags. Raises UserError that begins with the field's name.
     """
     settings = {"rho": default_rho(args.loss, global_batch_size), **(stored or {}), **args.fastclip}
-    betas = get_default_params(args.model)
+    model_defaults = get_default_params(args.model)
     if args.opt.lower() == "adamw":
-        betas = {key: getattr(args, key) for key in betas}
+        model_defaults = {key: getattr(args, key) for key in model_defaults}
     return FastCLIPConfig(
         loss=args.loss,
         num_samples=num_samples,
         epochs=args.full_epochs,
-        beta1=betas["beta1"],
-        beta2=betas["beta2"],
-        adam_eps=betas["eps"],
+        beta1=model_defaults["beta1"],
+        beta2=model_defaults["beta2"],
+        adam_eps=model_defaults["eps"],
         lr=args.lr,
         warmup_steps=args.warmup,
         total_steps=total_steps,

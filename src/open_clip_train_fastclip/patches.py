@@ -1,8 +1,9 @@
 """The patches that make the installed OpenCLIP run FastCLIP: where each name is looked up, and why that is enough.
 
 This is the only file that assigns into open_clip_train. Every replacement is a method of run.Run that gets the
-original as its first argument. A patch is applied only if the flags ask for it, so `--loss clip` runs OpenCLIP's
-own functions. All seams are checked before anything runs.
+original as its first argument. A patch is applied only if the flags ask for it: `--loss clip` keeps OpenCLIP's own
+loop, loss, model and schedules, and differs in saving atomically, in its checks and in DDP on a CPU. All seams are
+checked before anything runs.
 """
 
 import functools
@@ -14,16 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from .checks import has_evaluation_data, is_fastclip
 from .errors import UserError
 from .params import MergedParser
 
 
 def _always(args) -> bool:
     return True
-
-
-def _fastclip(args) -> bool:
-    return args.loss not in ("clip", "siglip")
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,17 @@ PATCHES = (
     Patch(MAIN, "copy_codebase", ("args",), IN_MAIN),
     Patch(MAIN, "get_data", ("args", "preprocess_fns", "epoch", "tokenizer"), IN_MAIN),
     Patch(MAIN, "create_model_and_transforms", ("model_name",), f"{IN_MAIN}, before DDP and the optimizer",
-          lambda args: _fastclip(args) or args.freeze_temperature or args.temperature is not None or args.resume),
+          lambda args: is_fastclip(args) or args.freeze_temperature or args.temperature is not None or args.resume),
     Patch(MAIN, "cosine_lr", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
           lambda args: args.lr_min > 0 or args.full_epochs != args.epochs),
     Patch(MAIN, "const_lr", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
           lambda args: args.full_epochs != args.epochs),
     Patch(MAIN, "const_lr_cooldown", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
           lambda args: args.full_epochs != args.epochs),
-    Patch(MAIN, "create_loss", ("args",), f"{IN_MAIN}, once, after a resume's checkpoint was loaded", _fastclip),
+    Patch(MAIN, "create_loss", ("args",), f"{IN_MAIN}, once, after a resume's checkpoint was loaded", is_fastclip),
     Patch(MAIN, "evaluate", ("model", "data", "epoch", "args"), IN_MAIN,
-          lambda args: args.val_data or args.imagenet_val or args.imagenet_v2),
-    Patch(MAIN, "train_one_epoch", ("model", "data", "loss", "epoch", "tb_writer"), IN_MAIN, _fastclip),
+          has_evaluation_data),
+    Patch(MAIN, "train_one_epoch", ("model", "data", "loss", "epoch", "tb_writer"), IN_MAIN, is_fastclip),
 )  # fmt: skip
 
 
@@ -89,10 +87,12 @@ def check_seams() -> None:
             original = None
         if original is None or not set(patch.parameters) <= set(taken):
             version = importlib.metadata.version("open_clip_torch")
-            raise UserError(
+            error = UserError(
                 f"open_clip_torch {version} has no {patch.module}.{patch.name}({', '.join(patch.parameters)}) as this "
                 "package needs it: install 'open_clip_torch[training]>=3.3,<4'"
             )
+            error.on_all_ranks = True
+            raise error
 
 
 _active = False  # the marker against applying twice

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import read_index, state_dir
+from .checks import has_training_data, is_fastclip
 from .durable import numpy_numbers_are_plain, one_line
 from .errors import UserError
 
@@ -28,19 +29,24 @@ def load_checkpoint(pt_load, file_path: str, args, model) -> tuple[ResumedRun | 
     weights = contents["state_dict"] if is_training_state else contents
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     _check_fits(weights, model, file_path)
+    weights_alone = args.fastclip_fresh_state or not is_training_state
+    if weights_alone and has_training_data(args) and (is_fastclip(args) or args.temperature is not None):
+        weights["logit_scale"] = model.logit_scale.detach().clone()  # tau starts anew
     # main() loads into the wrapped model if there are several ranks, whatever the number that wrote the file
-    weights = {("module." if args.distributed else "") + name: value for name, value in weights.items()}
-    if args.fastclip_fresh_state or not is_training_state:
+    wrapped = args.distributed and not args.horovod
+    weights = {("module." if wrapped else "") + name: value for name, value in weights.items()}
+    if weights_alone:
         return None, weights
     contents["state_dict"] = weights
-    if not (args.train_data or args.dataset_type == "synthetic"):
+    if not has_training_data(args):
         return None, contents  # evaluation needs the weights alone
     loss, stored = args.loss, contents.get("fastclip", {}).get("loss")
     cure = "take its weights alone with --fastclip-fresh-state (new optimizer, epoch 0)"
-    if loss in ("clip", "siglip"):
+    if "optimizer" not in contents:
+        raise UserError(f"{file_path} holds no optimizer, so it cannot be continued: {cure}")
+    if not is_fastclip(args):
         if stored:
             raise UserError(f"{file_path} is of a {stored} run, which --loss {loss} cannot continue: {cure}")
-        _check_optimizer(contents, model, file_path, cure)
         return None, contents
     if stored != loss:
         whose = f"a {stored}" if stored else "an OpenCLIP"
@@ -77,13 +83,3 @@ def _check_fits(weights: dict, model, file_path: str) -> None:
         f"{expected.get(name)}: give the --model that it was trained with"
     )
 
-
-def _check_optimizer(contents: dict, model, file_path: str, cure: str) -> None:
-    """A frozen temperature is missing from the optimizer, so neither kind of run can continue the other."""
-    saved = sum(len(group["params"]) for group in contents["optimizer"]["param_groups"])
-    needed = sum(parameter.requires_grad for parameter in model.parameters())
-    if saved != needed:
-        raise UserError(
-            f"{file_path} has an optimizer of {saved} parameters and this run trains {needed} (was the temperature, or "
-            f"a tower, frozen in one of them?): use the flags of that run, or {cure}"
-        )

@@ -14,29 +14,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from open_clip_train.data import get_dataset_size
 
 from . import checks, params
-from .checkpoint import (
-    atomic_torch_save,
-    fastclip_note,
-    json_key_hash,
-    load_state,
-    prune_states,
-    save_state,
-    state_dir,
-)
+from .checkpoint import json_key_hash, load_state
 from .errors import UserError, agree
 from .loss import FastCLIPLoss
 from .reduction import compress_gradients
 from .resume import ResumedRun, load_checkpoint
 from .sample_ids import attach_row_ids, attach_webdataset_ids, rows_hash
+from .saving import LATEST_IN_THE_MAKING, Saver
 from .schedules import cosine_lr_at
 from .seeding import seed_sample_order
 from .shard_sizes import ShardManifest, read_manifest
 from .shards import check_shards, check_shards_for_workers
 from .training import FastCLIPBatches, LoopLoss, ProgressBatches
 
-LATEST = "epoch_latest.pt"
 EVALUATION_LIMIT = timedelta(days=1)
 
 
@@ -51,6 +44,14 @@ class View:
         return getattr(self._module, name)
 
 
+def _counted(train_data: str) -> bool:
+    """Whether OpenCLIP finds the size of the data set in its sizes.json or __len__."""
+    try:
+        return bool(get_dataset_size(train_data)[0])
+    except (KeyError, ValueError, SyntaxError):  # a table that lacks a shard, or is none
+        return False
+
+
 class Run:
     """The state of one run and the replacements named in patches.PATCHES."""
 
@@ -59,15 +60,11 @@ class Run:
         self.manifest: ShardManifest | None = None
         self.model = None
         self.num_samples = 0  # rows of the per-sample table
-        self.data_hash = ""  # of the data that the ids belong to
         self.resumed: ResumedRun | None = None
         self.batches: FastCLIPBatches | None = None
         self.loss: FastCLIPLoss | None = None
-        self.latest_epoch: int | None = None  # the epoch that epoch_latest.pt holds
-
-    @property
-    def is_fastclip(self) -> bool:
-        return self.args.loss not in ("clip", "siglip")
+        self.saver: Saver | None = None
+        self.patient_group = None  # waits for rank 0's evaluation
 
     def parse_args(self, stock, argv):
         """Flags, with everything that they alone can tell checked."""
@@ -77,7 +74,8 @@ class Run:
         except UserError as error:
             error.on_all_ranks = True  # all have the same flags
             raise
-        if self.args.resume and "wandb" in self.args.report_to:
+        self.saver = Saver(self.args)
+        if self.args.resume and ("wandb" in self.args.report_to or "all" in self.args.report_to):
             # main() replaces 'latest' by a path before it compares it for wandb, so a resumed run would start anew
             os.environ.setdefault("WANDB_RESUME", "allow")
         return self.args
@@ -85,18 +83,22 @@ class Run:
     def init_distributed_device(self, stock, args):
         """The process group, then all checks that need nothing built, agreed on by all ranks."""
         device = stock(args)
-        if dist.is_initialized():
+        if dist.is_initialized() and checks.has_evaluation_data(args):
             # gloo notices at once if rank 0 dies, so the limit may be long
             self.patient_group = dist.new_group(backend="gloo", timeout=EVALUATION_LIMIT)
         agree(checks.check_before_building, args)
         if args.train_data and checks.is_webdataset(args.train_data, args.dataset_type):
             self._read_manifest(args)
+        if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
+            agree(check_shards, args.val_data, "--val-data")
         return device
 
     def _read_manifest(self, args) -> None:
         """Shard sizes: for the ids, and for --train-num-samples when it is not given."""
-        by_position = self.is_fastclip and args.sample_id == "position"
-        if by_position or args.train_num_samples is None:
+        by_position = checks.is_fastclip(args) and args.sample_id == "position"
+        # OpenCLIP's own losses keep OpenCLIP's count where it has one
+        uncounted = args.train_num_samples is None and (checks.is_fastclip(args) or not _counted(args.train_data))
+        if by_position or uncounted:
             self.manifest = read_manifest(
                 args.train_data,
                 samples_per_shard=args.samples_per_shard,
@@ -107,7 +109,7 @@ class Run:
         else:
             num_shards = len(agree(check_shards, args.train_data))
         agree(check_shards_for_workers, num_shards, args.workers, args.world_size, args.dataset_resampled)
-        if args.train_num_samples is None:
+        if uncounted:
             args.train_num_samples = self.manifest.num_listed_samples
 
     def torch_of_distributed(self, stock):
@@ -119,13 +121,6 @@ class Run:
     def torch_of_main(self, stock):
         """torch as main() sees it: atomic saves; DDP that takes a model on the CPU, and compresses if asked to."""
 
-        def save(obj, path):
-            if self.is_fastclip:
-                obj = {**obj, "fastclip": fastclip_note(self.args.loss, obj["epoch"])}
-                if Path(path).name in (LATEST, "tmp.pt"):
-                    self.latest_epoch = obj["epoch"]
-            atomic_torch_save(obj, path)
-
         def distributed(model, device_ids=None, **kwargs):
             if device_ids and torch.device(device_ids[0]).type == "cpu":
                 device_ids = None
@@ -134,13 +129,13 @@ class Run:
             return ddp
 
         parallel = View(stock.nn.parallel, DistributedDataParallel=distributed)
-        return View(stock, save=save, nn=View(stock.nn, parallel=parallel))
+        return View(stock, save=self.saver.save_checkpoint, nn=View(stock.nn, parallel=parallel))
 
     def get_latest_checkpoint(self, stock, path, remote):
         """The newest epoch_*.pt; a tmp.pt that a killed run left behind is none."""
         if remote:
             return stock(path, remote)
-        leftover = Path(path) / "tmp.pt"
+        leftover = Path(path) / LATEST_IN_THE_MAKING
         if leftover.exists():
             logging.warning(f"{leftover} is what an interrupted save left behind: removed")
             leftover.unlink()
@@ -160,13 +155,13 @@ class Run:
         model, preprocess_train, preprocess_val = stock(*args, **kwargs)
         if self.model is None:  # a second one would be a teacher
             self.model = model
-            checks.check_model(model, self.args)
+            agree(checks.check_model, model, self.args)
             temperature = self.args.temperature
-            if self.is_fastclip:
+            if checks.is_fastclip(self.args):
                 temperature = self._config(num_samples=1, total_steps=None).temperature
-            if temperature is not None:
+            if temperature is not None and checks.has_training_data(self.args):
                 model.logit_scale.data.fill_(math.log(1 / temperature))
-            if self.is_fastclip or self.args.freeze_temperature:
+            if checks.is_fastclip(self.args) or self.args.freeze_temperature:
                 model.logit_scale.requires_grad_(False)
         return model, preprocess_train, preprocess_val
 
@@ -184,19 +179,20 @@ class Run:
         train = data.get("train")
         if train is None:
             return data
-        if not self.is_fastclip:
+        agree(checks.check_steps, train.dataloader, args)
+        if not checks.is_fastclip(args):
             train.dataloader = ProgressBatches(train.dataloader, args, epoch)
             return data
         if train.shared_epoch is not None:  # shards
             by_key = args.sample_id == "json-key"
             self.num_samples = args.data_size if by_key else self.manifest.num_samples
-            self.data_hash = json_key_hash(self.num_samples) if by_key else self.manifest.hash
+            self.saver.data_hash = json_key_hash(self.num_samples) if by_key else self.manifest.hash
             attach_webdataset_ids(train.dataloader, self.manifest, args.sample_id, self.num_samples)
             seed_sample_order(train.dataloader, args.seed, train.shared_epoch)
             dataloader = train.dataloader
         else:
             self.num_samples = len(train.dataloader.dataset)
-            self.data_hash = rows_hash(train.dataloader.dataset)
+            self.saver.data_hash = rows_hash(train.dataloader.dataset)
             dataloader = attach_row_ids(train.dataloader)
         self.batches = train.dataloader = FastCLIPBatches(dataloader, args, epoch, self.model)
         return data
@@ -241,20 +237,20 @@ class Run:
         self.loss = FastCLIPLoss(config, device=args.device)
         if self.resumed:
             index = self.resumed.index
-            load_state(self.loss, self.resumed.folder, manifest_hash=self.data_hash)
-            self.loss.step = steps_per_epoch * self.resumed.epoch
+            load_state(self.loss, self.resumed.folder, manifest_hash=self.saver.data_hash)
+            self.loss.step = steps_per_epoch * self.resumed.epoch  # another number of ranks has other steps an epoch
             then, now = index["global_batch_size"], checks.global_batch_size(args)
             if then not in (None, now) and args.rank == 0:
                 logging.warning(f"the global batch was {then} and is {now} now: rho and the rates stay as they were")
         if args.rank == 0:
             logging.info(f"FastCLIP: {config}")
-        self.batches.loss = self.loss
+        self.batches.loss = self.saver.loss = self.loss
         return LoopLoss(self.loss)
 
     def evaluate(self, stock, *args, **kwargs):
         """OpenCLIP's evaluation, on rank 0 alone; the others wait for it without --dist-timeout running out."""
         metrics = stock(*args, **kwargs)
-        if dist.is_initialized():
+        if self.patient_group is not None:
             dist.barrier(self.patient_group)
         return metrics
 
@@ -263,34 +259,10 @@ class Run:
         self.loss.start_epoch(epoch)
         self.batches.tb_writer = tb_writer
         stock(model, data, loss, epoch, *args, tb_writer=tb_writer)
-        self._save_state(epoch + 1)
-
-    def _save_state(self, epoch: int) -> None:
-        args = self.args
-        at_frequency = args.save_frequency > 0 and epoch % args.save_frequency == 0
-        if not checks.logs_are_written(args) or not (epoch == args.epochs or at_frequency or args.save_most_recent):
-            return
-        self._prune(writing=epoch)
-        save_state(
-            self.loss,
-            state_dir(Path(args.checkpoint_path), epoch),
-            epoch=epoch,
-            manifest_hash=self.data_hash,
-            settings=params.resolved_settings(self.loss.config),
-            global_batch_size=checks.global_batch_size(args),
-        )
-
-    def _prune(self, writing: int | None = None) -> None:
-        """Remove the states that no checkpoint names any more."""
-        folder = Path(self.args.checkpoint_path)
-        if self.args.rank == 0:
-            if self.latest_epoch is None and (folder / LATEST).exists():
-                self.latest_epoch = torch.load(folder / LATEST, mmap=True, map_location="cpu").get("epoch")
-            prune_states(folder, keep={writing, self.latest_epoch} - {None})
+        self.saver.save_state_of_epoch(epoch + 1)
 
     def finish(self) -> None:
         """What is left to do when main() has returned."""
-        if self.loss is not None and checks.logs_are_written(self.args):
-            self._prune()
+        self.saver.prune()
         if dist.is_initialized():
-            dist.barrier()
+            dist.barrier(self.patient_group)  # rank 0 may still have logs to send

@@ -39,7 +39,7 @@ def seeded_iterator(dataloader, seed: int, epoch: int, rank: int):
 
 
 def seed_sample_order(dataloader, seed: int, shared_epoch) -> None:
-    """Seed the sample shuffle, and the generators of the data workers, of OpenCLIP's webdataset loader, in place.
+    """Seed the draws of shards, the sample shuffle and the data workers of OpenCLIP's webdataset loader, in place.
 
     shared_epoch: OpenCLIP's counter, which its workers see. Call it before the loader is iterated.
     """
@@ -47,6 +47,13 @@ def seed_sample_order(dataloader, seed: int, shared_epoch) -> None:
     names = [getattr(getattr(stage, "f", None), "__name__", "") for stage in stages]
     number = names.index("_shuffle")
     shuffle = stages[number]
+    if hasattr(stages[0], "worker_seed"):  # resampled shards: OpenCLIP adds the epoch to this seed
+
+        def worker_seed():
+            rank, _, worker, _ = pytorch_worker_info()
+            return _derived(seed, rank, worker)
+
+        stages[0].worker_seed = worker_seed
 
     def shuffled(samples):
         epoch = shared_epoch.get_value()

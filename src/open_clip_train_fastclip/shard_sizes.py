@@ -25,7 +25,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 from webdataset.gopen import gopen
 
-from .errors import UserError, agree
+from .errors import UserError, agree, gather_objects
 from .scan_cache import ScanCache, Scanned
 from .shards import THREADS, check_shards, local_path, rank_share, shard_name
 
@@ -108,7 +108,7 @@ def scan_shard(path: str) -> Scanned:
 
 def _files(tar: tarfile.TarFile) -> Iterator[dict]:
     """The files of a tar that webdataset passes on: regular ones whose names do not begin with __metadata__."""
-    while (member := tar.next()) is not None:
+    for member in tar:
         tar.members = []  # the list of what was read would take a kilobyte a file
         if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
             yield {"fname": member.name, "data": b"not read", "__url__": tar.name}
@@ -127,11 +127,7 @@ def _recorded_on_rank_0(urls: list[str], samples_per_shard: int | None, cache: S
 
 
 def _gather(scans: dict[str, Scanned]) -> dict[str, Scanned]:
-    shares = [scans]
-    if dist.is_initialized():
-        shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, scans)
-    return {url: scanned for share in shares for url, scanned in share.items()}
+    return {url: scanned for share in gather_objects(scans) for url, scanned in share.items()}
 
 
 def _require_samples(manifest: ShardManifest) -> None:

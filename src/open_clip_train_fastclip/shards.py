@@ -37,17 +37,17 @@ def rank_share(items: list) -> list:
     return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
 
 
-def check_shards(train_data: str) -> list[str]:
-    """The shards that OpenCLIP makes of --train-data (`{00000..00331}.tar`, `::`), in order, repetitions included.
+def check_shards(data: str, flag: str = "--train-data") -> list[str]:
+    """The shards that OpenCLIP makes of a flag's value (`{00000..00331}.tar`, `::`), in order, repetitions included.
 
     Local ones are opened: each must begin and end as a tar file does. The ranks split this work, so call it through
     errors.agree. Raises UserError that names the shard and the cure.
     """
     try:
-        urls = expand_urls(train_data)
+        urls = expand_urls(data)
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"--train-data {train_data} cannot be expanded ({error}): write it as folder/{{00000..00331}}.tar"
+            f"{flag} {data} cannot be expanded ({error}): write it as folder/{{00000..00331}}.tar"
         ) from None
     with ThreadPoolExecutor(THREADS) as pool:
         problems = list(filter(None, pool.map(_problem, rank_share(list(dict.fromkeys(urls))))))
@@ -107,7 +107,7 @@ def _how_to_name(path: str) -> str:
         return "~ is not expanded here, write the whole path"
     if re.search(r"[*?\[]", path):
         return "* ? and [] are not expanded here, write folder/{00000..00331}.tar"
-    return "correct --train-data, or leave the shard out"
+    return "correct its name, or leave it out"
 
 
 def _is_header(block: bytes) -> bool:
