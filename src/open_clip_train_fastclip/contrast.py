@@ -52,13 +52,22 @@ class Logits:
     """
 
     def __init__(self, anchors_bd: Tensor, tau_b: Tensor, items_Bd: Tensor, places_b: Tensor, places_B: Tensor):
-        self.scaled_anchors_bd, self.tau_b, self.items_Bd = anchors_bd * (LOG2_E / tau_b)[:, None], tau_b, items_Bd
+        self.anchors_bd, self.tau_b, self.items_Bd = anchors_bd, tau_b, items_Bd
+        self.scaled_anchors_bd = anchors_bd * (LOG2_E / tau_b)[:, None]
         # As floating point (exact up to 2^24): adding a float mask is six times as fast as masked_fill with a bool one.
         self.places_b1, self.places_B = places_b.to(items_Bd.dtype)[:, None], places_B.to(items_Bd.dtype)
         b, B = len(anchors_bd), len(items_Bd)
         width = max(1, TILE_ELEMENTS.get(anchors_bd.device.type, TILE_ELEMENTS_GPU) // b)
         self._slices = [slice(start, min(start + width, B)) for start in range(0, B, width)]
         self._kept: list[Tensor] | None = [] if b * B <= KEPT_ELEMENTS else None
+
+    def transposed(self, tau_b: Tensor) -> "Logits":
+        """Logits of the items as anchors, on one rank (b = B): what was kept serves both, one product fewer."""
+        other = Logits(self.items_Bd, tau_b, self.anchors_bd, self.places_B, self.places_B)
+        if self._kept is not None:
+            kept_BB = torch.cat(self._kept, dim=1) * (self.tau_b[:, None] / tau_b)
+            other._kept = [kept_BB[columns].T for columns in other._slices]
+        return other
 
     def __iter__(self):
         for number, columns in enumerate(self._slices):

@@ -186,13 +186,15 @@ class FastCLIPLoss(nn.Module):
         image_bd, text_bd = self._own(image_Bd), self._own(text_Bd)
         diagonal_b = torch.linalg.vecdot(image_bd, text_bd)
         last_b, tau_b2 = self._own(step.last_B), self._own(step.tau_B2).to(everything.dtype)
-        logits = (
-            contrast.Logits(image_bd, tau_b2[:, 0], text_Bd, last_b, step.last_B),
-            contrast.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B),
-        )
-        both = [contrast.log_g(one_direction, diagonal_b) for one_direction in logits]
+        image_logits = contrast.Logits(image_bd, tau_b2[:, 0], text_Bd, last_b, step.last_B)
+        both = [contrast.log_g(image_logits, diagonal_b)]
+        if self.reduction.world_size == 1:
+            text_logits = image_logits.transposed(tau_b2[:, 1])
+        else:
+            text_logits = contrast.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B)
+        both.append(contrast.log_g(text_logits, diagonal_b))
         log_g_b2, mean_h_b2 = (torch.stack(pair, dim=1) for pair in zip(*both, strict=True))
-        return _Contrast((image_bd, text_bd), logits, diagonal_b, log_g_b2, mean_h_b2)
+        return _Contrast((image_bd, text_bd), (image_logits, text_logits), diagonal_b, log_g_b2, mean_h_b2)
 
     def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor) -> Tensor:
         """New u and, by the loss's rule, new tau: computed where the anchor lives, then known and stored everywhere.

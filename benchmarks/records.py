@@ -1,0 +1,63 @@
+"""What every measurement is kept with: command, versions, machine and date, a line each in benchmarks/results/."""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "open_clip_torch", "open-clip-train-fastclip")
+SETTINGS = ("OMP_", "MALLOC_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")  # of the environment, that change a timing
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile; of a single value three times that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, median, q3
+
+
+def ratio_quartiles(numerators: Sequence[float], denominators: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles of the ratios of values that were measured one after the other."""
+    return quartiles([n / d for n, d in zip(numerators, denominators, strict=True)])
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux gives it, else what Python knows of it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def circumstances(module: str, argv: Sequence[str]) -> dict:
+    """Command, versions, machine and date: what has to be known to judge a number or to make it again."""
+    return {
+        "command": shlex.join(["python", "-m", module, *argv]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "environment": {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)},
+        },
+    }
+
+
+def finish(name: str, argv: Sequence[str], rows: list[dict], folder: Path) -> None:
+    """Append one line a row to NAME.jsonl in `folder`, after all older ones; print the rows as one line of JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    common = circumstances(f"benchmarks.{name}", argv)
+    with (folder / f"{name}.jsonl").open("a") as file:
+        for row in rows:
+            file.write(json.dumps(row | common) + "\n")
+    print(json.dumps({"rows": rows}), flush=True)
