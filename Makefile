@@ -1,6 +1,6 @@
 # make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table
 # make test         all tests
-# make lint         ruff
+# make lint         ruff and shellcheck
 # Each makes .venv first if it is missing or older than requirements.txt.
 
 # requirements.txt was resolved with Python 3.11; `pip install -e .` serves the other versions.
@@ -21,6 +21,9 @@ test: $(VENV)/.complete
 
 lint: $(VENV)/.complete
 	$(VENV)/bin/ruff check .
+	@command -v shellcheck >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y shellcheck; } || \
+		{ echo "shellcheck is missing: install the package shellcheck (Debian, Ubuntu, Fedora)" >&2; exit 1; }
+	shellcheck -x scripts/slurm/*.sh
 
 # Marked as complete only after both installs, so that an interrupted one is not taken for a .venv.
 $(VENV)/.complete: requirements.txt

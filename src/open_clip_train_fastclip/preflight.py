@@ -18,13 +18,13 @@ import open_clip_train.main
 import torch
 
 from . import checks
-from .config import INDIVIDUAL_TAU, LOSSES
+from .config import INDIVIDUAL_TAU
 from .durable import one_line
 from .errors import UserError, user_message
-from .flag_checks import has_training_data
 from .patches import applied
 from .resume import load_checkpoint
-from .run import LATEST, Run
+from .run import Run
+from .saving import LATEST
 from .shards import check_shards, check_shards_for_workers
 
 
@@ -82,15 +82,14 @@ def _check(args, processes_per_node: int) -> list[str]:
             return [*findings, f"name and disk not checked: {args.model} cannot be sized ({one_line(error)})"]
     checks.check_model(model, args)
     done = _check_resume(args, model)
+    if not checks.has_training_data(args):
+        return [*findings, "evaluation only"]
     return [*findings, f"epochs done: {done} of {args.epochs}", _check_space(args, model, done)]
 
 
 def _check_data(args) -> list[str]:
-    for flag, folder in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
-        if folder and not os.path.isdir(folder):
-            raise UserError(f"{flag} {folder}: there is no such folder")
     if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
-        check_shards(args.val_data)
+        check_shards(args.val_data, "--val-data")
     if not args.train_data or not checks.is_webdataset(args.train_data, args.dataset_type):
         return []
     shards = len(check_shards(args.train_data))
@@ -108,12 +107,6 @@ def _check_resume(args, model) -> int:
         path = str(names[-1]) if names else None
     if not path or "://" in path:
         return 0
-    if args.lock_image:
-        model.lock_image_tower(unlocked_groups=args.lock_image_unlocked_groups)
-    if args.lock_text:
-        model.lock_text_tower(unlocked_layers=args.lock_text_unlocked_layers)
-    if args.freeze_temperature:
-        model.logit_scale.requires_grad_(False)
     _, contents = load_checkpoint(_mapped, path, args, model)
     return contents.get("epoch", 0)
 
@@ -124,15 +117,15 @@ def _mapped(path, map_location):
 
 def _check_space(args, model, done: int) -> str:
     """Room for the checkpoints to come: weights and two moments in 4 bytes each, and FastCLIP's table."""
-    if not checks.logs_are_written(args) or not has_training_data(args):
-        return "writes no checkpoints"
+    if not checks.logs_are_written(args):
+        return "no checkpoints with --logs none"
     frequency = args.save_frequency
     saves = sum(epoch == args.epochs or (frequency > 0 and epoch % frequency == 0)
                 for epoch in range(done + 1, args.epochs + 1))  # fmt: skip
     if args.delete_previous_checkpoint:
         saves = min(saves, 2)  # the new one is complete before the last one goes
     saves += 2 * args.save_most_recent
-    rows = (args.data_size or args.train_num_samples or 0) if args.loss in LOSSES else 0
+    rows = (args.data_size or args.train_num_samples or 0) if checks.is_fastclip(args) else 0
     table = rows * (32 if args.loss in INDIVIDUAL_TAU else 8)
     needed = saves * (12 * sum(parameter.numel() for parameter in model.parameters()) + table)
     folder = Path(args.logs).absolute()
