@@ -66,6 +66,9 @@ PATCHES = (
     Patch(MAIN, "create_loss", ("args",), f"{IN_MAIN}, once, after a resume's checkpoint was loaded", is_fastclip),
     Patch(MAIN, "evaluate", ("model", "data", "epoch", "args"), IN_MAIN,
           has_evaluation_data),
+    Patch("open_clip_train.zero_shot", "accuracy", ("output", "target", "topk"),
+          "run(), which measures zero-shot ImageNet, looks it up in its own module",
+          lambda args: args.imagenet_val or args.imagenet_v2),
     Patch(MAIN, "train_one_epoch", ("model", "data", "loss", "epoch", "tb_writer"), IN_MAIN, is_fastclip),
 )  # fmt: skip
 

@@ -254,6 +254,14 @@ class Run:
             dist.barrier(self.patient_group)
         return metrics
 
+    def accuracy(self, stock, output, target, topk=(1,)):
+        """How many of logits [n, classes] have their target [n] among the first k, for each k.
+
+        OpenCLIP's own makes a number of an array of one entry, which numpy 2.4 and newer refuse.
+        """
+        hits = output.topk(max(topk)).indices == target[:, None]
+        return [hits[:, :k].sum().item() for k in topk]
+
     def train_one_epoch(self, stock, model, data, loss, epoch, *args, tb_writer=None):
         """OpenCLIP's epoch; then FastCLIP's state, complete before the .pt that it belongs to appears."""
         self.loss.start_epoch(epoch)
