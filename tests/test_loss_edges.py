@@ -230,3 +230,20 @@ def test_the_callers_switch_for_tf32_is_put_back():
             assert getattr(matmul, name) == value
     finally:
         setattr(matmul, name, before)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-5), (torch.bfloat16, 5e-5)])
+def test_error_of_an_exponent_at_the_smallest_temperature(dtype, bound):
+    """h at tau 0.01 against float64 from the same (rounded) features: README states the bound."""
+    generator = torch.Generator().manual_seed(0)
+    image, noise = (normalize(torch.randn(256, 512, generator=generator), dim=1) for _ in range(2))
+    text = normalize(image + 0.3 * noise, dim=1).to(dtype)  # exponents up to 96
+    image = image.to(dtype)
+    tau = torch.full((256,), 0.01)
+    places = torch.arange(256)
+    with torch.autocast("cpu", torch.bfloat16), contrast.exact_products(torch.device("cpu")):
+        logits = contrast.Logits(image.float(), tau, text.float(), places, places + 256)  # none excluded
+        ((_, tile),) = list(logits)
+    exact = (image.double() @ text.double().T) / 0.01
+    found = tile.double() / contrast.LOG2_E
+    assert exact.max() > 90 and (found - exact).abs().max() < bound

@@ -28,7 +28,8 @@ LOG2_E = math.log2(math.e)
 def exact_products(device: torch.device):
     """Matrix products in the precision of their operands: no autocast and, on CUDA, no TF32.
 
-    At tau = 0.01 an error of 1e-3 in a similarity changes exp(h) by a tenth.
+    At tau = 0.01 an error of 1e-3 in a similarity changes exp(h) by a tenth. In float32 an exponent of up to 96 is off
+    by at most 4e-5 there, also with bf16 features.
     """
     matmul = torch.backends.cuda.matmul
     # torch 2.9 and newer refuse the old switch once somebody has used the new one
