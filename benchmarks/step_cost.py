@@ -37,7 +37,7 @@ from .processes import in_processes
 from .records import RESULTS, finish, quartiles, ratio_quartiles
 from .table_cost import table_rows
 
-CASES = ("ViT-Glyph-32:64", "ViT-Glyph-32:2048", "ViT-S-32:8")
+CASES = ("ViT-Glyph-32:64", "ViT-Glyph-32:512", "ViT-S-32:32")
 CLIP_FLAGS = {1: "--loss clip", 2: "--loss clip --local-loss --gather-with-grad"}
 FLAGS = (
     "--dataset-type synthetic --device cpu --precision fp32 --workers 0 --lr 1e-4 --warmup 10 --seed 0 "
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS", help="default: all of FastCLIP's"
     )
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each loss (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="of a block (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="of a block, an epoch (default: %(default)s)")
     parser.add_argument(
         "--table-samples", type=int, default=414_080_000, metavar="N",
         help="rows of the table whose cost is measured on 2 ranks; 0: leave it out (default: LAION400M's %(default)s)",

@@ -89,6 +89,8 @@ def last_copies(ids_B: Tensor) -> tuple[Tensor, Tensor]:
     sorted_B, order_B = ids_B.sort(stable=True)
     ends_B = torch.ones_like(sorted_B, dtype=torch.bool)
     ends_B[:-1] = sorted_B[1:] != sorted_B[:-1]
+    if ids_B.device.type == "cpu" and ends_B.all():  # no copies, the usual case; on a GPU the host would have to wait
+        return torch.arange(B), torch.ones_like(ids_B)
     end_B = torch.where(ends_B, torch.arange(B, device=ids_B.device), B)
     end_B = end_B.flip(0).cummin(0).values.flip(0)
     last_B = torch.empty_like(ids_B).index_copy_(0, order_B, order_B[end_B])
