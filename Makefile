@@ -1,5 +1,6 @@
 # make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table
 # make test         all tests
+# make soak         kill twenty short runs at random moments and resume them (about 15 minutes)
 # make lint         ruff and shellcheck
 # Each makes .venv first if it is missing or older than requirements.txt.
 
@@ -11,13 +12,16 @@ MISMATCHED ?= 0.3
 VENV := .venv
 export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test soak lint
 
 quickstart: $(VENV)/.complete
 	$(VENV)/bin/python -m benchmarks.quickstart --mismatched $(MISMATCHED) --losses $(LOSSES)
 
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m pytest
+
+soak: $(VENV)/.complete
+	$(VENV)/bin/python tests/soak.py
 
 lint: $(VENV)/.complete
 	$(VENV)/bin/ruff check .

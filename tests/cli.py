@@ -16,7 +16,7 @@ import open_clip
 import open_clip_train.main  # noqa: F401  the forks inherit it
 import torch
 
-import open_clip_train_fastclip
+import open_clip_train_fastclip.run  # noqa: F401
 from open_clip_train_fastclip.main import main
 
 open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
@@ -71,7 +71,32 @@ def _child(function, arguments, log: Path, env: dict) -> None:
         os._exit(code or 0)
 
 
-def run_forked(function, arguments, folder: Path, ranks: int = 1, env: dict | None = None, timeout: float = 120):
+@dataclass
+class Running:
+    """Forked processes by rank, and the files that they write their output to."""
+
+    pids: list[int]
+    logs: list[Path]
+
+    def wait(self, timeout: float = 120) -> Finished:
+        """Wait until all have ended; those that have not by then are killed, with their children."""
+        codes: dict[int, int] = {}
+        deadline = time.monotonic() + timeout
+        while len(codes) < len(self.pids):
+            for pid in set(self.pids) - set(codes):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                for pid in set(self.pids) - set(codes):
+                    os.killpg(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    codes[pid] = -signal.SIGKILL
+            time.sleep(0.02)
+        return Finished([codes[pid] for pid in self.pids], [log.read_text(errors="replace") for log in self.logs])
+
+
+def start_forked(function, arguments, folder: Path, ranks: int = 1, env: dict | None = None) -> Running:
     """Call function(*arguments) in forked processes with torchrun's environment; its result is the exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = time.monotonic_ns()
@@ -88,22 +113,19 @@ def run_forked(function, arguments, folder: Path, ranks: int = 1, env: dict | No
             _child(function, arguments, log, shared | own)
         pids.append(pid)
         logs.append(log)
-    codes: dict[int, int] = {}
-    deadline = time.monotonic() + timeout
-    while len(codes) < ranks:
-        for pid in set(pids) - set(codes):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                codes[pid] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            for pid in set(pids) - set(codes):
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                codes[pid] = -signal.SIGKILL
-        time.sleep(0.02)
-    return Finished([codes[pid] for pid in pids], [log.read_text(errors="replace") for log in logs])
+    return Running(pids, logs)
+
+
+def run_forked(function, arguments, folder: Path, timeout: float = 120, **kwargs) -> Finished:
+    """start_forked(), and wait."""
+    return start_forked(function, arguments, folder, **kwargs).wait(timeout)
 
 
 def run_cli(arguments, folder: Path, **kwargs) -> Finished:
     """Run our command line with `arguments`; output and exit code of every rank."""
     return run_forked(main, (list(map(str, arguments)),), folder, **kwargs)
+
+
+def start_cli(arguments, folder: Path, **kwargs) -> Running:
+    """Start our command line with `arguments`."""
+    return start_forked(main, (list(map(str, arguments)),), folder, **kwargs)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
-from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, checkpoint, state_index
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, folders, state_index
 from open_clip_train_fastclip.checkpoint import (
     atomic_torch_save,
     fastclip_note,
@@ -172,7 +172,7 @@ def test_killed_before_the_folder_has_its_name_the_old_state_stays(tmp_path):
         os._exit(9)
 
     def save_and_die():
-        checkpoint.sync = killed
+        folders.sync = killed
         save(folder, seed=2)
 
     with pytest.raises(RuntimeError, match="died"):
@@ -189,7 +189,7 @@ def test_killed_while_one_state_replaces_another_the_old_one_is_found(tmp_path):
     save(folder, seed=1)
 
     def save_and_die():
-        checkpoint.Path.rename = lambda path, target: os.rename(path, target) or os._exit(9)
+        folders.Path.rename = lambda path, target: os.rename(path, target) or os._exit(9)
         save(folder, seed=2)
 
     with pytest.raises(RuntimeError, match="died"):
@@ -206,8 +206,8 @@ def test_killed_while_one_state_replaces_another_the_old_one_is_found(tmp_path):
 
 def test_everything_is_synced_before_the_folder_gets_its_name(tmp_path, monkeypatch):
     events = []
-    sync, rename = checkpoint.sync, Path.rename
-    monkeypatch.setattr(checkpoint, "sync", lambda path: (events.append(path.name), sync(path)))
+    sync, rename = folders.sync, Path.rename
+    monkeypatch.setattr(folders, "sync", lambda path: (events.append(path.name), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, target: (events.append("rename"), rename(path, target)))
     save(tmp_path / "s")
     assert events == ["rank-00000-of-00001.safetensors", "index.json", "s.tmp", "rename", tmp_path.name]

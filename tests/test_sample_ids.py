@@ -1,22 +1,31 @@
 """Each id always comes with the same image and caption, and apart from the ids the batches are OpenCLIP's own."""
 
 import logging
-import os
-import random
+import struct
 import traceback
-from argparse import Namespace
+import zlib
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
-from make_data import caption_of, make_csv, make_shards, number_of_image, sample_files, write_tar
+from cli import TINY, run_cli
+from loaders import (
+    SEED,
+    numbered_loader,
+    numbered_rows,
+    openclip_args,
+    preprocess,
+    seeded_stock_loader,
+    stock_loader,
+    tokenizer,
+)
+from make_data import make_csv, make_shards, number_of_image, sample_files, write_tar
 from open_clip_train import data as openclip_data
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import transforms
 
 from open_clip_train_fastclip.errors import UserError, user_message
-from open_clip_train_fastclip.sample_ids import attach_row_ids, attach_webdataset_ids
+from open_clip_train_fastclip.sample_ids import MAX_CAPTION_BYTES, attach_webdataset_ids
 from open_clip_train_fastclip.shard_sizes import ShardManifest, read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # OpenCLIP sets it without a GPU, too
@@ -25,59 +34,11 @@ EPOCHS = 3
 GARBAGE = b"this is no image"
 
 
-def preprocess(image):
-    return torch.from_numpy(np.array(image.convert("RGB")))
-
-
-def tokenizer(texts):
-    """[[n]] for the caption of number n."""
-    texts = [texts] if isinstance(texts, str) else texts
-    return torch.tensor([[int(text.removeprefix(caption_of(0)[:-1]))] for text in texts])
-
-
-def openclip_args(train_data, **changed):
-    defaults = {
-        "train_data": train_data,
-        "val_data": None,
-        "train_num_samples": None,
-        "train_data_upsampling_factors": None,
-        "dataset_resampled": False,
-        "batch_size": 4,
-        "workers": 0,
-        "world_size": 1,
-        "distributed": False,
-        "seed": 5,
-        "csv_img_key": "filepath",
-        "csv_caption_key": "title",
-        "csv_separator": "\t",
-    }
-    return Namespace(**{**defaults, **changed})
-
-
-def stock_loader(train_data, **changed):
-    """OpenCLIP's DataInfo, its one unseeded generator seeded, its buffer of samples made as small as the data."""
-    info = openclip_data.get_wds_dataset(
-        openclip_args(train_data, **changed), preprocess, is_train=True, tokenizer=tokenizer
-    )
-    stages = info.dataloader.pipeline[0].dataset.pipeline
-    shuffle = next(stage for stage in stages if getattr(getattr(stage, "f", None), "__name__", "") == "_shuffle")
-    shuffle.kw.update(rng=random.Random(7), bufsize=40, initial=20)
-    return info
-
-
-def numbered_loader(train_data, manifest=None, sample_id="position", num_samples=None, **changed):
-    manifest = manifest or read_manifest(train_data)
-    changed.setdefault("train_num_samples", manifest.num_listed_samples)
-    info = stock_loader(train_data, **changed)
-    attach_webdataset_ids(info.dataloader, manifest, sample_id, num_samples or manifest.num_samples)
-    return info
-
-
 def batches_of(info, epochs=EPOCHS):
-    """All batches of some epochs; torch's generator, from which workers get their seeds, is set as OpenCLIP sets it."""
+    """All batches of some epochs, each begun with the same state of torch's generator, which orders rows."""
     batches = []
-    torch.manual_seed(1 + int(os.environ.get("RANK", 0)))
     for epoch in range(epochs):
+        torch.manual_seed(epoch)
         info.set_epoch(epoch)
         batches += list(info.dataloader)
     return batches
@@ -87,7 +48,7 @@ def seen(batches):
     """The set of (id, number of the image, number of the caption) in batches."""
     return {
         (int(id_), number_of_image(image), int(text))
-        for images, texts, ids in batches
+        for images, texts, ids, _ in batches
         for image, text, id_ in zip(images, texts, ids, strict=True)
     }
 
@@ -130,13 +91,13 @@ def test_ids_name_samples_and_the_batches_are_those_of_openclip(ranks, workers, 
     samples, order = set(), []
     for rank in range(ranks):
         as_rank(rank, ranks)
-        stock, ours = batches_of(stock_loader(data, **settings)), batches_of(numbered_loader(data, **settings))
+        stock, ours = batches_of(seeded_stock_loader(data, **settings)), batches_of(numbered_loader(data, **settings))
         assert len(stock) == len(ours) > 0
-        for (images, texts), (same_images, same_texts, ids) in zip(stock, ours, strict=True):
+        for (images, texts), (same_images, same_texts, ids, _) in zip(stock, ours, strict=True):
             assert torch.equal(images, same_images) and torch.equal(texts, same_texts)
             assert ids.dtype == torch.int64 and ids.shape == (4,)
         samples |= seen(ours)
-        order.append([ids.tolist() for _, _, ids in ours])
+        order.append([ids.tolist() for _, _, ids, _ in ours])
     assert all(id_ == image == caption for id_, image, caption in samples)
     if not resampled:
         # with only whole batches of a worker's shards, a pass leaves some samples out; three epochs see most of them
@@ -149,7 +110,7 @@ def test_ids_name_samples_and_the_batches_are_those_of_openclip(ranks, workers, 
 def test_every_sample_of_a_pass_has_an_id_of_its_own(tmp_path):
     data = make_shards(tmp_path, per_shard=[3, 0, 9])
     batches = batches_of(numbered_loader(data), epochs=1)
-    assert sorted(torch.cat([ids for _, _, ids in batches]).tolist()) == list(range(12))
+    assert sorted(torch.cat([ids for _, _, ids, _ in batches]).tolist()) == list(range(12))
 
 
 def test_joined_folders_with_equal_names_and_keys(tmp_path):
@@ -167,7 +128,7 @@ def test_a_shard_listed_twice_has_its_ids_once(tmp_path):
     info = numbered_loader(f"{data}::{tmp_path}/00001.tar")
     assert info.dataloader.num_samples == 12
     batches = batches_of(info, epochs=1)
-    assert Counter(torch.cat([ids for _, _, ids in batches]).tolist()) == {n: 1 + (n >= 4) for n in range(8)}
+    assert Counter(torch.cat([ids for _, _, ids, _ in batches]).tolist()) == {n: 1 + (n >= 4) for n in range(8)}
     assert seen(batches) == {(n, n, n) for n in range(8)}
 
 
@@ -196,12 +157,12 @@ def test_upsampled_sources(tmp_path):
     sources = [make_shards(tmp_path / name, shards=2, per_shard=8, first=16 * i) for i, name in enumerate("ab")]
     data = "::".join(sources)
     settings = {"dataset_resampled": True, "train_data_upsampling_factors": "4::1", "train_num_samples": 160}
-    stock, ours = batches_of(stock_loader(data, **settings)), batches_of(numbered_loader(data, **settings))
-    for (images, _), (same_images, _, _) in zip(stock, ours, strict=True):
+    stock, ours = batches_of(seeded_stock_loader(data, **settings)), batches_of(numbered_loader(data, **settings))
+    for (images, _), (same_images, _, _, _) in zip(stock, ours, strict=True):
         assert torch.equal(images, same_images)
     samples = seen(ours)
     assert all(id_ == image == caption for id_, image, caption in samples) and len(samples) > 16
-    ids = torch.cat([ids for _, _, ids in ours])
+    ids = torch.cat([ids for _, _, ids, _ in ours])
     assert (ids < 16).sum() > 2 * (ids >= 16).sum()
 
 
@@ -209,17 +170,51 @@ def break_sample(files, number, kind, content):
     return [(name, content if name == f"{number:09d}.{kind}" else old) for name, old in files]
 
 
-@pytest.mark.parametrize(
-    ("kind", "content"),
-    [("png", GARBAGE), ("txt", b"\xff\xfe not utf-8"), ("txt", b"untokenisable"), ("json", b"{")],
-    ids=["image", "text", "tokenizer", "json"],
-)
+def png_of_size(width, height):
+    """A file of some hundred bytes that claims to be an image of any size."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(9000))), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+FAULTS = {
+    "no image": ("png", GARBAGE),
+    "empty image": ("png", b""),
+    "decode bomb": ("png", png_of_size(60_000, 60_000)),
+    "cut image": ("png", dict(sample_files(3, "3"))["3.png"][:45]),
+    "no utf-8": ("txt", b"\xff\xfe not utf-8"),
+    "untokenisable": ("txt", b"untokenisable"),
+    "long caption": ("txt", b"a" * (MAX_CAPTION_BYTES + 1)),
+    "broken json": ("json", b"{"),
+}
+
+
+@pytest.mark.parametrize(("kind", "content"), FAULTS.values(), ids=FAULTS)
 def test_an_undecodable_sample_is_skipped_by_name_and_keeps_its_slot(kind, content, tmp_path, warnings):
     files = [f for n in range(9) for f in sample_files(n, f"{n:09d}")]
     path = write_tar(tmp_path / "00000.tar", break_sample(files, 3, kind, content))
     batches = batches_of(numbered_loader(str(path)), epochs=1)
     assert seen(batches) == {(n, n, n) for n in range(9) if n != 3}
     assert f"shard {path}, sample {3:09d}: skipped" in warnings()
+
+
+def test_a_run_goes_on_without_the_samples_that_are_broken(tmp_path):
+    """All faults in one shard, through the command line: a warning for each, of a line, and a finished epoch."""
+    files = [f for n in range(24) for f in sample_files(n, f"{n:09d}")]
+    faults = {n: fault for n, fault in enumerate(FAULTS.items()) if fault[0] != "untokenisable"}
+    for number, (_, (kind, content)) in faults.items():
+        files = break_sample(files, number, kind, content)
+    path = write_tar(tmp_path / "00000.tar", files)
+    flags = [*TINY, "--loss", "fastclip-v3", "--train-data", path, "--logs", tmp_path, "--name", "run"]
+    run = run_cli([*flags, "--workers", 1], tmp_path / "out")
+    assert run.ok and "Traceback" not in run.output[0], run
+    for number, (name, _) in faults.items():
+        named = [line for line in run.output[0].splitlines() if f"shard {path}, sample {number:09d}: skipped" in line]
+        assert named, f"{name}\n{run}"
 
 
 def test_samples_that_openclip_filters_keep_their_slots(tmp_path):
@@ -305,7 +300,7 @@ def test_the_loader_and_the_manifest_must_agree(tmp_path):
     data = make_shards(tmp_path, shards=2, per_shard=8)
     manifest = read_manifest(f"{tmp_path}/00000.tar")
     with pytest.raises(UserError, match="00001.tar"):
-        attach_webdataset_ids(stock_loader(data, train_num_samples=16).dataloader, manifest)
+        attach_webdataset_ids(stock_loader(data, train_num_samples=16).dataloader, manifest, "position", 8, SEED, None)
 
 
 def test_another_openclip_is_refused(tmp_path):
@@ -313,7 +308,7 @@ def test_another_openclip_is_refused(tmp_path):
     info = stock_loader(data, train_num_samples=8)
     del info.dataloader.pipeline[0].dataset.pipeline[-4]
     with pytest.raises(UserError, match=r"_decode.*install 'open_clip_torch"):
-        attach_webdataset_ids(info.dataloader, read_manifest(data))
+        attach_webdataset_ids(info.dataloader, read_manifest(data), "position", 8, SEED, None)
 
 
 @pytest.mark.parametrize("kinds", [("png", "txt", "json"), ("png", "txt")], ids=["json", "key of the tar"])
@@ -343,7 +338,7 @@ def test_json_keys_that_do_not_fit(key, cure, workers, tmp_path):
 def test_ids_do_not_depend_on_the_manifest_with_json_keys(tmp_path):
     data = make_shards(tmp_path, shards=1, per_shard=8)
     info = stock_loader(data, train_num_samples=8)
-    attach_webdataset_ids(info.dataloader, None, "json-key", 8)
+    attach_webdataset_ids(info.dataloader, None, "json-key", 8, SEED, info.shared_epoch)
     assert seen(batches_of(info, epochs=1)) == {(n, n, n) for n in range(8)}
 
 
@@ -363,13 +358,13 @@ def test_rows_of_a_table(distributed, workers, tmp_path, monkeypatch):
         monkeypatch.setattr(openclip_data, "DistributedSampler", SamplerOfRank1)
     stock = openclip_data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
     ours = openclip_data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
-    ours.dataloader = attach_row_ids(ours.dataloader)
+    ours = numbered_rows(ours)
     assert isinstance(ours.dataloader, DataLoader)
     for name in ("num_samples", "num_batches"):
         assert getattr(ours.dataloader, name) == getattr(stock.dataloader, name)
     expected, batches = batches_of(stock), batches_of(ours)
     assert len(batches) == EPOCHS * ours.dataloader.num_batches
-    for (images, texts), (same_images, same_texts, ids) in zip(expected, batches, strict=True):
+    for (images, texts), (same_images, same_texts, ids, _) in zip(expected, batches, strict=True):
         assert torch.equal(images, same_images) and torch.equal(texts, same_texts) and ids.dtype == torch.int64
     samples = seen(batches)
     assert all(len(set(sample)) == 1 for sample in samples)
@@ -380,17 +375,24 @@ def test_rows_of_a_table(distributed, workers, tmp_path, monkeypatch):
 def test_an_image_of_a_table_that_cannot_be_read(workers, tmp_path):
     path = make_csv(tmp_path, rows=8)
     (tmp_path / "5.png").write_bytes(GARBAGE)
-    info = openclip_data.get_csv_dataset(openclip_args(path, workers=workers), preprocess, True, tokenizer=tokenizer)
-    info.dataloader = attach_row_ids(info.dataloader)
+    args = openclip_args(path, workers=workers)
+    info = numbered_rows(openclip_data.get_csv_dataset(args, preprocess, True, tokenizer=tokenizer))
     message = refusal(info)
     assert message.startswith("row 6 of --train-data") and str(tmp_path / "5.png") in message
+
+
+def test_a_caption_of_a_table_that_is_too_long(tmp_path):
+    path = make_csv(tmp_path, rows=8)
+    rows = openclip_data.get_csv_dataset(openclip_args(path), preprocess, True, tokenizer=tokenizer)
+    rows.dataloader.dataset.captions[5] = "a" * (MAX_CAPTION_BYTES + 1)
+    assert refusal(numbered_rows(rows)).startswith("row 6 of --train-data has a caption of more than 16384 characters")
 
 
 def test_synthetic_rows():
     args = openclip_args(None, train_num_samples=8)
     resize = transforms.Compose([transforms.Resize((8, 8)), preprocess])
     info = openclip_data.get_synthetic_dataset(args, resize, True, tokenizer=lambda text: torch.zeros(1, 1))
-    ids = [ids for _, _, ids in attach_row_ids(info.dataloader)]
+    ids = [ids for _, _, ids, _ in numbered_rows(info).dataloader]
     assert sorted(torch.cat(ids).tolist()) == list(range(8))
 
 

@@ -254,7 +254,8 @@ def test_the_signal_requeues_and_the_run_ends_as_if_undisturbed(cluster, started
     job = started["signalled"]
     job.ends("COMPLETED")
     assert job.field("Restarts") == "1"
-    assert "the run ends here, and the job is requeued" in job.output
+    assert "the run saves and ends here, and the job is requeued" in job.output
+    assert re.search(r"going on in epoch 1 after \d+ of \d+ batches", job.output)
     assert "epochs done: 1 of 3" in job.output
     assert_same_end(cluster, "signalled", undisturbed)
 
@@ -312,6 +313,16 @@ def test_restarts_that_train_nothing_come_to_an_end(cluster, shards):
     job.ends("FAILED", 60)
     assert job.field("Restarts") == "1"
     assert "1 restarts in a row brought no new checkpoint" in job.output
+
+
+def test_a_signal_to_the_tasks_alone_requeues_as_well(cluster, shards):
+    job = cluster.train("stepped", *shards(1))
+    cluster.has_epoch("stepped", 1, job)
+    cluster.ask("scancel", "--signal=USR1", job.number)
+    job.ends("COMPLETED")
+    assert job.field("Restarts") == "1"
+    assert "the training got a signal of its own and saved: the job is requeued" in job.output
+    assert re.search(r"going on in epoch \d+ after \d+ of \d+ batches", job.output)
 
 
 def test_the_time_limit_requeues_and_the_run_ends_as_if_undisturbed(cluster, started, undisturbed):

@@ -51,7 +51,9 @@ read_flags "$file" "$loss"
 [[ ${REHEARSE:-} != 1 ]] || read_flags "$here/recipes/rehearsal.args" "$loss"
 given=()
 continues=
-compgen -G "$run/checkpoints/*.pt" >/dev/null && continues=1
+for complete in "$run"/checkpoints/{*.pt,epoch_*_step_*[0-9]/index.json}; do
+    [[ ! -e $complete ]] || continues=1
+done
 for argument in "$@"; do
     # a fresh state is for the start alone: what follows continues the run's own checkpoints
     [[ -n $continues && $argument == --fastclip-fresh-state ]] || given+=("$argument")
@@ -76,7 +78,8 @@ echo "$SLURM_JOB_ID" >"$run/job"
 # How many starts in a row found no checkpoint that is newer than the start before; kept in a file of that start's time.
 idle_file=$run/idle_starts
 idle_starts() {
-    if [[ -n $(find "$run/checkpoints" -name '*.pt' -newer "$idle_file" -print -quit 2>/dev/null) ]]; then
+    if [[ -n $(find "$run/checkpoints" -name '*.tmp' -prune -o \( -name '*.pt' -o -name index.json \) \
+        -newer "$idle_file" -print -quit 2>/dev/null) ]]; then
         echo 0
     else
         echo $(($(cat "$idle_file") + 1))
@@ -95,16 +98,29 @@ fi
 echo "$idle" >"$idle_file"
 
 step=
-on_signal() {
-    local signal=$1 state code=0 i
-    trap '' USR1 TERM
+saved=75 # exit code of a training that has saved and asks to be started again
+
+# Leaves if SLURM ends the job: a job that is cancelled shall not be requeued.
+leave_if_ended() {
+    local state
     state=$(squeue -h -j "$SLURM_JOB_ID" -o %T 2>/dev/null) || state=unknown
-    if [[ $state != RUNNING && $state != SIGNALING ]]; then
-        say "ended by SLURM ($state): if it is not requeued, submit it again and it continues"
-        wait
-        exit 143
-    fi
-    say "got SIG$signal: the run ends here, and the job is requeued"
+    [[ $state != RUNNING && $state != SIGNALING ]] || return 0
+    say "ended by SLURM ($state): if it is not requeued, submit it again and it continues"
+    wait
+    exit 143
+}
+
+requeue() {
+    (($(idle_starts) <= most_idle)) || stop_idle
+    scontrol requeue "$SLURM_JOB_ID" || say "this site does not requeue: submit the job again, and it continues"
+    exit "$saved"
+}
+
+on_signal() {
+    local signal=$1 code=0 i
+    trap '' USR1 TERM
+    leave_if_ended
+    say "got SIG$signal: the run saves and ends here, and the job is requeued"
     if [[ -n $step ]]; then
         kill -USR1 "$step" 2>/dev/null || true
         for ((i = 0; i < ${SAVE_SECONDS:-90}; i++)); do
@@ -115,9 +131,7 @@ on_signal() {
         wait "$step" || code=$?
         ((code != 0)) || { say "the training was complete before it could be stopped" && exit 0; }
     fi
-    (($(idle_starts) <= most_idle)) || stop_idle
-    scontrol requeue "$SLURM_JOB_ID" || say "this site does not requeue: submit the job again, and it continues"
-    exit 75
+    requeue
 }
 trap 'on_signal USR1' USR1
 trap 'on_signal TERM' TERM
@@ -134,5 +148,10 @@ srun --kill-on-bad-exit=1 "${LAUNCH[@]}" python -m open_clip_train_fastclip.main
 step=$!
 code=0
 wait "$step" || code=$?
+if ((code == saved)); then
+    leave_if_ended
+    say "the training got a signal of its own and saved: the job is requeued"
+    requeue
+fi
 ((code == 0)) || die "the training ended with exit code $code: see above what the first task says"
 say "done: $run"

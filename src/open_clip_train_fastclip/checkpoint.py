@@ -6,18 +6,20 @@ and a checksum of every file. The folder gets its name only when all of it is on
 it is not there. Reading one executes nothing: it is JSON and safetensors, and both are checked before they are used.
 """
 
-import json
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
-from .durable import atomic_torch_save, file_checksum, one_line, sync, writing
+from . import data_identity
+from .durable import atomic_torch_save, file_checksum, one_line, writing
 from .errors import UserError, agree, gather_objects
+from .folders import in_the_making, publish, remove_leftover, write_index, write_tensors
 from .state_index import CURE, DTYPES, INDEX, REPLACED, UNFINISHED, present, rank_file, read_index, sealed
 
 __all__ = [
@@ -30,6 +32,9 @@ __all__ = [
     "save_state",
     "state_dir",
 ]
+
+
+PIECE = 2**24  # rows that are copied from a GPU at a time
 
 
 def state_dir(checkpoints: str | Path, epoch: int) -> Path:
@@ -50,95 +55,96 @@ def fastclip_note(loss: str, epoch: int) -> dict:
 # -------------------------------------------------------------------- saving
 
 
-def save_state(
+@dataclass
+class StateCopy:
+    """This rank's part of a FastCLIPLoss's state, on the CPU: what is written while the loss trains on."""
+
+    rank: int
+    world_size: int
+    start: int  # first id of this rank's rows
+    stop: int
+    columns: dict[str, Tensor]  # [stop - start] each
+    content: dict  # of the index, without its files: the same on every rank
+    data_text: str | None  # ShardManifest.text
+
+
+def copy_state(
     loss,
-    folder: str | Path,
     *,
     epoch: int,
     manifest_hash: str,
     settings: dict,
     global_batch_size: int | None,
-) -> None:
+    data_text: str | None = None,
+) -> StateCopy:
+    """The state as it is now; the arguments are those of save_state."""
+    table, reduction = loss.table, loss.reduction
+    columns = {name: _on_cpu(table.local(name)) for name in table.columns}
+    content = {
+        "loss": loss.config.loss,
+        "epoch": epoch,
+        "step": loss.step,
+        "num_samples": table.num_samples,
+        "manifest_hash": manifest_hash,
+        "global_batch_size": global_batch_size,
+        "columns": list(table.columns),
+        "dtype": _dtype_name(table),
+        "tau": loss.tau_state(),
+        "settings": settings,
+    }
+    return StateCopy(reduction.rank, reduction.world_size, table.start, table.stop, columns, content, data_text)
+
+
+def _on_cpu(column: Tensor) -> Tensor:
+    """A copy in pieces, since a GPU makes each contiguous before it sends it: the table may fill half of its memory."""
+    copy = torch.empty(len(column), dtype=column.dtype)
+    for start in range(0, len(column), PIECE):
+        copy[start : start + PIECE] = column[start : start + PIECE]
+    return copy
+
+
+def save_state(loss, folder: str | Path, **facts) -> None:
     """Write the state of a FastCLIPLoss to `folder` (collective). A state of the same name is replaced.
 
     epoch: epochs done. manifest_hash: identity of the data that the ids belong to. settings: plain values that a
-    resumed run uses again. global_batch_size: pairs a step, None if unknown. The folder has to be on a file system
-    that all ranks share. Raises UserError on every rank if it cannot be written; what was there before stays.
+    resumed run uses again. global_batch_size: pairs a step, None if unknown. data_text: ShardManifest.text, if the ids
+    are positions in shards. The folder has to be on a file system that all ranks share. Raises UserError on every rank
+    if it cannot be written; what was there before stays.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + UNFINISHED)
+    partial = in_the_making(folder)
     is_first = loss.reduction.rank == 0
     try:
-        agree(_remove, partial, is_first)
-        files = gather_objects(agree(_write_rank_file, loss, partial))
-        index = sealed(
-            {
-                "loss": loss.config.loss,
-                "epoch": epoch,
-                "step": loss.step,
-                "num_samples": loss.table.num_samples,
-                "manifest_hash": manifest_hash,
-                "global_batch_size": global_batch_size,
-                "columns": list(loss.table.columns),
-                "dtype": _dtype_name(loss.table),
-                "tau": loss.tau_state(),
-                "settings": settings,
-                "files": files,
-            }
-        )
-        agree(_complete, folder, partial, index, is_first)
+        agree(remove_leftover, partial, is_first)
+        state = copy_state(loss, **facts)
+        files = gather_objects(agree(write_rows, state, partial))
+        index = sealed({**state.content, "files": files})
+        agree(_complete, folder, partial, index, state.data_text, is_first)
     except UserError:
         if is_first:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _remove(partial: Path, is_first: bool) -> None:
-    """Take away what a killed save left behind."""
-    if is_first and partial.exists():
-        with writing(partial):
-            shutil.rmtree(partial)
+def write_rows(state: StateCopy, partial: Path) -> dict:
+    """Write this rank's rows into the folder in the making; returns the file's entry in the index."""
+    path = partial / rank_file(state.rank, state.world_size)
+    return {**write_tensors(state.columns, path), "start": state.start, "stop": state.stop}
 
 
-def _write_rank_file(loss, partial: Path) -> dict:
-    """Write this rank's rows; returns its entry in the index."""
-    table, reduction = loss.table, loss.reduction
-    path = partial / rank_file(reduction.rank, reduction.world_size)
-    with writing(path):
-        # On every rank: without a shared file system rank 0 then misses the file, and can say so.
-        partial.mkdir(parents=True, exist_ok=True)
-        columns = {
-            name: table.local(name).to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name in table.columns
-        }
-        save_file(columns, path)
-        path.chmod(partial.stat().st_mode & 0o666)  # safetensors ignores the umask, mkdir obeys it
-        sync(path)
-        size, checksum = path.stat().st_size, file_checksum(path)
-    return {"name": path.name, "start": table.start, "stop": table.stop, "bytes": size, "crc32": checksum}
+def _complete(folder: Path, partial: Path, index: dict, data_text: str | None, is_first: bool) -> None:
+    """Rank 0: write what is not of one rank and give the folder its name."""
+    if is_first:
+        with writing(folder):
+            finish_state(partial, index, data_text)
+            publish(partial, folder)
 
 
-def _complete(folder: Path, partial: Path, index: dict, is_first: bool) -> None:
-    """Rank 0: write the index and give the folder its name."""
-    if not is_first:
-        return
-    replaced = folder.with_name(folder.name + REPLACED)
-    with writing(folder):
-        for entry in index["files"]:
-            path = partial / entry["name"]
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                raise UserError(
-                    f"{path} was written by another rank and rank 0 does not see it: save where all ranks see the same"
-                )
-        (partial / INDEX).write_text(json.dumps(index, indent=1))
-        sync(partial / INDEX)
-        sync(partial)
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
-        partial.rename(folder)
-        sync(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+def finish_state(partial: Path, index: dict, data_text: str | None) -> None:
+    """Write what is not of one rank into a state's folder with all its rank files."""
+    if data_text is not None:
+        data_identity.write(partial, data_text)
+    write_index(partial, index)
 
 
 def prune_states(checkpoints: str | Path, keep: set[int]) -> None:
@@ -161,15 +167,15 @@ def prune_states(checkpoints: str | Path, keep: set[int]) -> None:
 # -------------------------------------------------------------------- loading
 
 
-def load_state(loss, folder: str | Path, *, manifest_hash: str) -> dict:
+def load_state(loss, folder: str | Path, *, manifest_hash: str, data_text: str | None = None) -> dict:
     """Put a saved state into a FastCLIPLoss (collective), on any number of ranks; returns the index.
 
-    Each rank reads only the rows that are its own. Raises UserError on every rank if a file is missing or damaged, or
-    if the state is of another loss, another number of samples, or other data.
+    Each rank reads only the rows that are its own. data_text: as in save_state. Raises UserError on every rank if a
+    file is missing or damaged, or if the state is of another loss, another number of samples, or other data.
     """
     folder = present(folder)
     rank, world_size = loss.reduction.rank, loss.reduction.world_size
-    index = agree(_matching_index, loss, folder, manifest_hash)
+    index = agree(_matching_index, loss, folder, manifest_hash, data_text)
     agree(_check_files, folder, index, index["files"][rank::world_size])
     agree(_read_rows, loss.table, folder, index)
     loss.load_tau_state(index["tau"])
@@ -178,7 +184,17 @@ def load_state(loss, folder: str | Path, *, manifest_hash: str) -> dict:
     return index
 
 
-def _matching_index(loss, folder: Path, manifest_hash: str) -> dict:
+def check_same_shards(folder: Path, stored_hash: str, data_text: str | None) -> None:
+    """Raise UserError that names the first other shard, if a state's shards are known and are not this run's."""
+    difference = data_identity.difference(folder, stored_hash, data_text)
+    if difference is not None:
+        raise UserError(
+            f"{folder} was made with other training data: {difference}: go on with the same shards in the same order, "
+            "or take the weights alone with --fastclip-fresh-state"
+        )
+
+
+def _matching_index(loss, folder: Path, manifest_hash: str, data_text: str | None) -> dict:
     """The index, if this loss can go on from it."""
     index = read_index(folder)
     weights_alone = "take the weights alone with --fastclip-fresh-state"
@@ -188,6 +204,8 @@ def _matching_index(loss, folder: Path, manifest_hash: str) -> dict:
             f"{folder} is the state of {index['loss']!r} and this run is {loss.config.loss}: "
             f"go on with that loss, or {weights_alone}"
         )
+    if index["manifest_hash"] != manifest_hash:
+        check_same_shards(folder, index["manifest_hash"], data_text)
     if index["num_samples"] != table.num_samples:
         raise UserError(
             f"{folder} holds {index['num_samples']} samples and this run has {table.num_samples}: "

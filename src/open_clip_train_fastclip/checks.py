@@ -14,6 +14,11 @@ def is_fastclip(args) -> bool:
     return args.loss in LOSSES
 
 
+def is_resumable(args) -> bool:
+    """Whether the run can be saved inside an epoch: it knows which samples it has had, and draws them seeded."""
+    return has_training_data(args) and (is_fastclip(args) or args.save_every is not None)
+
+
 def has_training_data(args) -> bool:
     """Whether OpenCLIP's main() will build a training set, and so an optimizer and a loss."""
     return bool(args.train_data) or args.dataset_type == "synthetic"
@@ -44,7 +49,7 @@ def check_before_building(args) -> None:
     _check_name(args)
     if args.use_bn_sync and args.device.startswith("cpu"):
         raise UserError("--use-bn-sync works on GPUs only, and the device is the CPU: leave it out")
-    if args.resume and args.resume != "latest" and "://" not in args.resume and not os.path.isfile(args.resume):
+    if args.resume and args.resume != "latest" and "://" not in args.resume and not os.path.exists(args.resume):
         raise UserError(f"--resume {args.resume}: there is no such file")
     for flag, path in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
         if path and not os.path.isdir(path):

@@ -13,6 +13,9 @@ class UserError(ValueError):
 
     on_all_ranks = False
 
+    def __init__(self, text: str):
+        super().__init__(" ".join(text.splitlines()))  # a name in a file may hold line breaks
+
 
 def user_message(error: UserError) -> str:
     """The one line of a UserError, also of one that a data worker raised and torch wrapped in a traceback."""
@@ -24,6 +27,11 @@ def agree(check: Callable, *args, **kwargs):
 
     Collective, so that no rank is left waiting for one that has given up.
     """
+    return agree_over(None, check, *args, **kwargs)
+
+
+def agree_over(group, check: Callable, *args, **kwargs):
+    """agree() over a process group of torch.distributed with all ranks; None: the default one."""
     result, mine, message = None, None, None
     try:
         result = check(*args, **kwargs)
@@ -31,7 +39,7 @@ def agree(check: Callable, *args, **kwargs):
         message = str(error)
     except Exception as error:  # a bug or a broken machine, on this rank: the others must hear of it, too
         mine, message = error, f"{type(error).__name__}: {error}"
-    messages = gather_objects(message)
+    messages = gather_objects(message, group)
     if mine is not None:
         raise mine
     for message in filter(None, messages):
@@ -41,10 +49,10 @@ def agree(check: Callable, *args, **kwargs):
     return result
 
 
-def gather_objects(value) -> list:
-    """`value` of every rank, in rank order (collective); [value] without a process group."""
+def gather_objects(value, group=None) -> list:
+    """`value` of every rank, in rank order (collective, over `group`); [value] without torch.distributed."""
     values = [value]
     if dist.is_initialized():
         values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group)
     return values

@@ -4,9 +4,10 @@ import difflib
 
 import open_clip
 
-from .checks import has_evaluation_data, has_training_data, is_webdataset
+from .checks import has_evaluation_data, has_training_data, is_webdataset, logs_are_written
 from .config import LOSSES, TAU_MAX, TAU_MIN
 from .errors import UserError
+from .moments import parse_interval
 
 
 def check(args) -> None:
@@ -14,6 +15,7 @@ def check(args) -> None:
     _check_model_name(args)
     _check_sizes(args)
     _check_data(args)
+    _check_saving(args)
     if args.loss in LOSSES:
         _check_fastclip(args)
     elif args.temperature is not None:
@@ -100,6 +102,27 @@ def _check_data(args):
         "--sample-id json-key needs webdataset shards as --train-data, and the data are rows: leave it out",
     )
     _require(args.data_size, "--sample-id json-key needs --data-size, a number above the largest key: add it")
+
+
+def _check_saving(args):
+    _require(args.keep >= 1, f"--keep is {args.keep}: it must be 1 or more")
+    if args.loss in LOSSES or args.save_every:
+        _require(
+            not args.delete_previous_checkpoint or args.save_frequency <= 1,
+            f"--delete-previous-checkpoint removes a checkpoint one epoch later, and with --save-frequency "
+            f"{args.save_frequency} nothing newer is saved by then: use --save-frequency 1, or leave one of them out",
+        )
+    if args.save_every is None:
+        _require(not args.save_async, "--save-async works only with --save-every: add it, or leave --save-async out")
+        return
+    parse_interval(args.save_every)
+    _require(logs_are_written(args), "--save-every has no place to save to with --logs none: give a folder")
+    _require(
+        has_training_data(args), "--save-every works only in training: add --train-data, or leave --save-every out"
+    )
+    refused = {"--horovod": args.horovod, "--trace": args.trace, "--remote-sync": args.remote_sync}
+    for flag, value in refused.items():
+        _require(not value, f"{flag} does not go with --save-every: leave one of them out")
 
 
 def _check_fastclip(args):

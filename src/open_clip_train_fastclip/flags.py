@@ -69,6 +69,20 @@ FLAGS = {
         "help": "With --resume FILE: take only the model's weights from it; optimizer and FastCLIP state start anew "
         "at epoch 0. Default: off.",
     },
+    "--save-every": {
+        "metavar": "INTERVAL",
+        "help": "Save inside an epoch as well, as checkpoints/epoch_E_step_I/: every so many steps or so much time, "
+        "such as 1000steps, 30min or 2h. Default: only before the run ends because of SIGUSR1 or SIGTERM.",
+    },
+    "--keep": {
+        "type": int,
+        "default": 2,
+        "help": "How many of the newest checkpoints/epoch_E_step_I/ stay. Default: 2.",
+    },
+    "--save-async": {
+        "action": "store_true",
+        "help": "Train on while what --save-every saves is written, from a copy in the CPU's memory. Default: off.",
+    },
     "--sample-id": {
         "choices": ["position", "json-key"],
         "default": "position",

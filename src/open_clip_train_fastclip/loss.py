@@ -53,7 +53,8 @@ class FastCLIPLoss(nn.Module):
     with the running estimates u in place of g, the same on every rank; its gradient is the algorithm's estimator
     (not the value's derivative), scaled by K so that the mean over ranks, which DDP forms, is the global gradient.
     tau and u move inside the call; the value and the gradients use the step's old tau and its new u.
-    A global batch with a non-finite feature leaves u, tau and its moments as they are.
+    A global batch with a non-finite feature leaves u, tau and its moments as they are, and `usable` says so: what it
+    gives as gradients is no good either (bad_steps.BadSteps leaves out the optimizer's step).
 
     World size and rank are those of torch.distributed if it is initialised when the module is made.
     """
@@ -67,6 +68,9 @@ class FastCLIPLoss(nn.Module):
         self.register_buffer("visited", torch.zeros((), dtype=torch.int64), persistent=False)
         mean_tau = torch.tensor(config.temperature, dtype=torch.float64)
         self.register_buffer("mean_individual_tau", mean_tau, persistent=False)
+        # Of the last step: whether every feature was finite, the same on every rank. A new tensor each time.
+        self.register_buffer("usable", torch.ones((), dtype=torch.bool), persistent=False)
+        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64), persistent=False)
         self.step = 0  # steps done, the clock of tau_lr's cosine
         self._last_rows_BC: Tensor | None = None  # new rows of the last step, for metrics()
         self.start_epoch(0)
@@ -116,9 +120,13 @@ class FastCLIPLoss(nn.Module):
         return self.table.full()
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the last step for a log line: tau, gamma, tau_lr, log u, share of samples visited."""
+        """Figures of the last step for a log line: tau, gamma, tau_lr, log u, share of samples visited.
+
+        skipped_steps: how many steps had a non-finite feature, since the loss was made.
+        """
         tau = self.temperature
         figures = {"tau": tau.item(), "gamma": self.gamma, "visited": self.visited.item() / self.config.num_samples}
+        figures["skipped_steps"] = self.skipped_steps.item()
         if not (self.config.global_tau or self.config.individual_tau):
             figures["tau_lr"] = 0.0
         else:
@@ -165,6 +173,7 @@ class FastCLIPLoss(nn.Module):
                 diagonal_B = self._move_u_and_tau(view, rows_BC)
             else:
                 diagonal_B = self.reduction.gather("diagonal", view.diagonal_b)
+                self._judge(diagonal_B, self.usable)
             gradients = self._feature_gradients(view, diagonal_B)
         return step.value, *gradients
 
@@ -218,7 +227,7 @@ class FastCLIPLoss(nn.Module):
         slope = (slope_b2.sum(1) * self._own(step.copies_B)).sum()
         new_BC, slope = self._exchange(packed_bC, slope)
         diagonal_B, new_BC = new_BC[:, 2], torch.cat([new_BC[:, :2], new_BC[:, 3:]], dim=1)[step.last_B]
-        usable = diagonal_B.isfinite().all()  # any non-finite feature shows in its pair's diagonal
+        usable = self._judge(diagonal_B, torch.ones_like(self.usable))
 
         step.log_eps_u_B2 = contrast.log_weight_denominator(new_BC[:, :2], c.eps)
         step.value = self._value()
@@ -235,6 +244,12 @@ class FastCLIPLoss(nn.Module):
         packed = torch.cat([packed_bC.reshape(-1), scalar[None]])[None]
         everything = self.reduction.gather("new values", packed)
         return everything[:, :-1].reshape(-1, C), everything[:, -1].sum()
+
+    def _judge(self, diagonal_B: Tensor, usable: Tensor) -> Tensor:
+        """`usable` of the step after a call with this diagonal, given what it was before the call."""
+        self.usable = usable & diagonal_B.isfinite().all()  # any non-finite feature shows in its pair's diagonal
+        self.skipped_steps += usable ^ self.usable
+        return self.usable
 
     def _value(self) -> Tensor:
         """The objective: GCL, its form without the factor tau (v0), RGCL (v2, isogclr) or RGCL-g (v3)."""

@@ -37,6 +37,11 @@ class MergedParser(argparse.ArgumentParser):
         found = super()._get_option_tuples(option_string)
         return [match for match in found if match[0] not in self._ours] or found
 
+    def _get_values(self, action, arg_strings):
+        if action.nargs is None and arg_strings == ["--"]:  # of --flag=--, of which older Pythons make an empty list
+            raise argparse.ArgumentError(action, "expected one argument")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message):
         # One line, printed once by main(), without the usage, which is a page long here.
         raise UserError(f"{message} (--help lists all flags)")
@@ -69,8 +74,6 @@ def resolve(args: argparse.Namespace) -> None:
     if args.data_size is not None and args.sample_id == "position":
         args.fastclip_notes.append("--data-size is ignored: ids are positions, so the data say how many there are")
         args.data_size = None
-    if args.profile:
-        args.fastclip_notes.append("--profile is accepted and does nothing yet")
     if args.loss in LOSSES:
         _check_ranges(args)
     for name in ("released", "multiply_tau", "temperature_scheme", "optimizer"):
@@ -183,6 +186,7 @@ def config_from_args(
     accumulated batches; total_steps: steps of the full horizon; stored: resolved_settings of the run that is resumed,
     which win over defaults but not over flags. Raises UserError that begins with the field's name.
     """
+    _check_stored(stored or {})
     settings = {"rho": default_rho(args.loss, global_batch_size), **(stored or {}), **args.fastclip}
     model_defaults = get_default_params(args.model)
     if args.opt.lower() == "adamw":
@@ -200,6 +204,15 @@ def config_from_args(
         lr_min=args.lr_min,
         **settings,
     )
+
+
+def _check_stored(stored: dict) -> None:
+    """Raise UserError for settings of a state that resolved_settings() has not given."""
+    kinds = {field: type(value) for field, value in resolved_settings(FastCLIPConfig("fastclip-v3", 1)).items()}
+    for field, value in stored.items():
+        is_number = type(value) in (int, float) and abs(value) < 2**53
+        if field not in kinds or (not is_number if kinds[field] in (int, float) else type(value) is not kinds[field]):
+            raise UserError(f"{field!r} is {value!r} in the state of --resume: restore it from a copy")
 
 
 def resolved_settings(config: FastCLIPConfig) -> dict:

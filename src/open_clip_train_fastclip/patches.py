@@ -2,10 +2,11 @@
 
 This is the only file that assigns into open_clip_train. Every replacement is a method of run.Run that gets the
 original as its first argument. A patch is applied only if the flags ask for it: `--loss clip` keeps OpenCLIP's own
-loop, loss, model and schedules, and differs in saving atomically, in its checks and in DDP on a CPU. All seams are
-checked before anything runs.
+loop, loss, model and schedules, and differs in saving atomically, in its checks and in DDP on a CPU; with --save-every
+also in the seeds of its data. All seams are checked before anything runs.
 """
 
+import builtins
 import functools
 import importlib
 import importlib.metadata
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from .checks import has_evaluation_data, is_fastclip
+from .checks import has_evaluation_data, is_fastclip, is_resumable
 from .errors import UserError
 from .params import MergedParser
 
@@ -34,6 +35,7 @@ class Patch:
     why: str  # why binding the name there is enough
     when: Callable = _always
     method: str = ""  # of Run; empty: the same name
+    used_by: str = ""  # for a builtin, which the module does not hold itself: its function that looks it up
 
     @property
     def replacement(self) -> str:
@@ -63,13 +65,17 @@ PATCHES = (
           lambda args: args.full_epochs != args.epochs),
     Patch(MAIN, "const_lr_cooldown", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
           lambda args: args.full_epochs != args.epochs),
-    Patch(MAIN, "create_loss", ("args",), f"{IN_MAIN}, once, after a resume's checkpoint was loaded", is_fastclip),
+    Patch(MAIN, "create_loss", ("args",), f"{IN_MAIN}, once, after a resume's checkpoint was loaded",
+          lambda args: is_fastclip(args) or args.profile),
     Patch(MAIN, "evaluate", ("model", "data", "epoch", "args"), IN_MAIN,
           has_evaluation_data),
     Patch("open_clip_train.zero_shot", "accuracy", ("output", "target", "topk"),
           "run(), which measures zero-shot ImageNet, looks it up in its own module",
           lambda args: args.imagenet_val or args.imagenet_v2),
-    Patch(MAIN, "train_one_epoch", ("model", "data", "loss", "epoch", "tb_writer"), IN_MAIN, is_fastclip),
+    Patch(MAIN, "train_one_epoch", ("model", "data", "loss", "epoch", "optimizer", "scaler", "tb_writer"), IN_MAIN,
+          is_resumable),
+    Patch("open_clip_train.train", "enumerate", ("iterable",), "train_one_epoch() counts its batches with it, and a "
+          "global of its module comes before a builtin", is_resumable, used_by="train_one_epoch"),
 )  # fmt: skip
 
 
@@ -84,7 +90,7 @@ def check_seams() -> None:
     """Raise UserError, naming the symbol, if the installed OpenCLIP lacks a name that we replace or call."""
     for patch in (PARSER, PARSE_ARGS, *PATCHES, *USED):
         try:
-            original = getattr(importlib.import_module(patch.module), patch.name)
+            original = _original(patch)
             taken = inspect.signature(original).parameters if patch.parameters else {}
         except (ImportError, AttributeError):
             original = None
@@ -96,6 +102,16 @@ def check_seams() -> None:
             )
             error.on_all_ranks = True
             raise error
+
+
+def _original(patch: Patch):
+    """What the patched name stands for. Raises ImportError or AttributeError if OpenCLIP has it no more."""
+    module = importlib.import_module(patch.module)
+    if not patch.used_by:
+        return getattr(module, patch.name)
+    if patch.name not in getattr(module, patch.used_by).__code__.co_names:
+        raise AttributeError(patch.name)
+    return getattr(builtins, patch.name)
 
 
 _active = False  # the marker against applying twice
@@ -110,12 +126,11 @@ def applied(run):
     originals = []
 
     def bind(patch: Patch, replacement=None) -> None:
-        module = importlib.import_module(patch.module)
-        original = getattr(module, patch.name)
+        module, original = importlib.import_module(patch.module), _original(patch)
         replacement = replacement or functools.partial(getattr(run, patch.replacement), original)
         if not patch.parameters:
             replacement = replacement()  # a module: the method makes its stand-in
-        originals.append((module, patch.name, original))
+        originals.append((module, patch, original))
         setattr(module, patch.name, replacement)
 
     def parse_args(argv):
@@ -136,6 +151,9 @@ def applied(run):
         bind(PARSE_ARGS, parse_args)
         yield
     finally:
-        for module, name, original in reversed(originals):
-            setattr(module, name, original)
+        for module, patch, original in reversed(originals):
+            if patch.used_by:
+                delattr(module, patch.name)
+            else:
+                setattr(module, patch.name, original)
         _active = False

@@ -22,7 +22,7 @@ from .config import INDIVIDUAL_TAU
 from .durable import one_line
 from .errors import UserError, user_message
 from .patches import applied
-from .resume import load_checkpoint
+from .resume import load_checkpoint, newest_checkpoint
 from .run import Run
 from .saving import LATEST
 from .shards import check_shards, check_shards_for_workers
@@ -104,7 +104,7 @@ def _check_resume(args, model) -> int:
         folder = Path(args.checkpoint_path)
         names = sorted(folder.glob("*.pt"), key=lambda file: open_clip_train.main.natural_key(str(file)))
         names = [name for name in names if (name.name == LATEST) == args.save_most_recent]
-        path = str(names[-1]) if names else None
+        path = newest_checkpoint(folder) or (str(names[-1]) if names else None)
     if not path or "://" in path:
         return 0
     _, contents = load_checkpoint(_mapped, path, args, model)
@@ -125,6 +125,8 @@ def _check_space(args, model, done: int) -> str:
     if args.delete_previous_checkpoint:
         saves = min(saves, 2)  # the new one is complete before the last one goes
     saves += 2 * args.save_most_recent
+    if checks.is_resumable(args):
+        saves += args.keep + 1  # the new one is complete before the oldest one goes
     rows = (args.data_size or args.train_num_samples or 0) if checks.is_fastclip(args) else 0
     table = rows * (32 if args.loss in INDIVIDUAL_TAU else 8)
     needed = saves * (12 * sum(parameter.numel() for parameter in model.parameters()) + table)

@@ -51,8 +51,8 @@ class Reduction:
         return finished
 
 
-def compress_gradients(model: DistributedDataParallel, kind: str) -> None:
-    """Register torch's hook that compresses DDP's all-reduce of parameter gradients.
+def compress_gradients(model: DistributedDataParallel, kind: str) -> powerSGD_hook.PowerSGDState | None:
+    """Register torch's hook that compresses DDP's all-reduce of parameter gradients; what it remembers, if anything.
 
     kind: "none"; "bf16", half the bytes; "powersgd", rank-1 approximations with error feedback (arXiv 1905.13727)
     after torch's default of 1,000 uncompressed steps.
@@ -60,4 +60,7 @@ def compress_gradients(model: DistributedDataParallel, kind: str) -> None:
     if kind == "bf16":
         model.register_comm_hook(None, default_hooks.bf16_compress_hook)
     elif kind == "powersgd":
-        model.register_comm_hook(powerSGD_hook.PowerSGDState(process_group=None), powerSGD_hook.powerSGD_hook)
+        memory = powerSGD_hook.PowerSGDState(process_group=None)
+        model.register_comm_hook(memory, powerSGD_hook.powerSGD_hook)
+        return memory
+    return None

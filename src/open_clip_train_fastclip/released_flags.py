@@ -66,7 +66,8 @@ FLAGS = {
     },
     "--profile": {
         "action": "store_true",
-        "help": "Accepted so that released commands run; it does nothing yet. Default: off.",
+        "help": "Trace 10 steps, after 12 of the first epoch, to profile/rank-NNNNN.json.gz in the run's folder, with "
+        "every loss; python -m benchmarks.step_time RUN shows where their time goes. Default: off.",
     },
 }
 

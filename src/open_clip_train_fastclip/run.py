@@ -12,23 +12,30 @@ import shutil
 from datetime import timedelta
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.distributed as dist
+from open_clip import get_input_dtype
 from open_clip_train.data import get_dataset_size
 
-from . import checks, params
-from .checkpoint import json_key_hash, load_state
+from . import checks, params, snapshot
+from .bad_steps import BadSteps
+from .checkpoint import load_state
+from .durable import one_line
 from .errors import UserError, agree
+from .first_step import arrange_buckets
 from .loss import FastCLIPLoss
+from .profiling import marked
 from .reduction import compress_gradients
-from .resume import ResumedRun, load_checkpoint
-from .sample_ids import attach_row_ids, attach_webdataset_ids, rows_hash
+from .resume import ResumedRun, check_snapshot, go_on_inside, load_checkpoint, newest_checkpoint
 from .saving import LATEST_IN_THE_MAKING, Saver
 from .schedules import cosine_lr_at
-from .seeding import seed_sample_order
 from .shard_sizes import ShardManifest, read_manifest
 from .shards import check_shards, check_shards_for_workers
-from .training import FastCLIPBatches, LoopLoss, ProgressBatches
+from .snapshot_saver import SnapshotSaver
+from .stopping import Stopped, StopSignals
+from .training import FastCLIPBatches, LoopLoss, ProgressBatches, ResumableBatches
+from .training_data import ids_are_positions, with_ids
 
 EVALUATION_LIMIT = timedelta(days=1)
 
@@ -48,7 +55,7 @@ def _counted(train_data: str) -> bool:
     """Whether OpenCLIP finds the size of the data set in its sizes.json or __len__."""
     try:
         return bool(get_dataset_size(train_data)[0])
-    except (KeyError, ValueError, SyntaxError):  # a table that lacks a shard, or is none
+    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, OSError):  # it lacks a shard, or is no table
         return False
 
 
@@ -61,8 +68,12 @@ class Run:
         self.model = None
         self.num_samples = 0  # rows of the per-sample table
         self.resumed: ResumedRun | None = None
-        self.batches: FastCLIPBatches | None = None
+        self.batches: ResumableBatches | None = None
         self.loss: FastCLIPLoss | None = None
+        self.compression = None  # what --grad-compression remembers between steps
+        self.signals = StopSignals()
+        self.save_most_recent = False
+        self.training = False  # since the first step
         self.saver: Saver | None = None
         self.patient_group = None  # waits for rank 0's evaluation
 
@@ -87,6 +98,11 @@ class Run:
             # gloo notices at once if rank 0 dies, so the limit may be long
             self.patient_group = dist.new_group(backend="gloo", timeout=EVALUATION_LIMIT)
         agree(checks.check_before_building, args)
+        self.save_most_recent = args.save_most_recent
+        if args.rank == 0 and args.resume == "latest" and args.remote_sync is None:
+            # with it main() looks at epoch_latest.pt alone; get_latest_checkpoint() puts it back
+            folder = Path(args.logs, args.name or "", "checkpoints")
+            args.save_most_recent = self.save_most_recent and not snapshot.snapshots(folder)
         if args.train_data and checks.is_webdataset(args.train_data, args.dataset_type):
             self._read_manifest(args)
         if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
@@ -95,7 +111,7 @@ class Run:
 
     def _read_manifest(self, args) -> None:
         """Shard sizes: for the ids, and for --train-num-samples when it is not given."""
-        by_position = checks.is_fastclip(args) and args.sample_id == "position"
+        by_position = checks.is_resumable(args) and ids_are_positions(args)
         # OpenCLIP's own losses keep OpenCLIP's count where it has one
         uncounted = args.train_num_samples is None and (checks.is_fastclip(args) or not _counted(args.train_data))
         if by_position or uncounted:
@@ -125,21 +141,24 @@ class Run:
             if device_ids and torch.device(device_ids[0]).type == "cpu":
                 device_ids = None
             ddp = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **kwargs)
-            compress_gradients(ddp, self.args.grad_compression)
+            self.compression = compress_gradients(ddp, self.args.grad_compression)
             return ddp
 
         parallel = View(stock.nn.parallel, DistributedDataParallel=distributed)
         return View(stock, save=self.saver.save_checkpoint, nn=View(stock.nn, parallel=parallel))
 
     def get_latest_checkpoint(self, stock, path, remote):
-        """The newest epoch_*.pt; a tmp.pt that a killed run left behind is none."""
+        """The newest checkpoint, also inside an epoch; what a killed run left half written is none."""
         if remote:
             return stock(path, remote)
+        self.args.save_most_recent = self.save_most_recent
         leftover = Path(path) / LATEST_IN_THE_MAKING
         if leftover.exists():
             logging.warning(f"{leftover} is what an interrupted save left behind: removed")
             leftover.unlink()
-        return stock(path, remote)
+        for folder in snapshot.leftovers(path):
+            logging.warning(f"{folder} is what an interrupted save left behind: passed over")
+        return newest_checkpoint(path) or stock(path, remote)
 
     def copy_codebase(self, stock, args):
         """Copy the training code alone: of an installed package OpenCLIP would copy all of site-packages."""
@@ -167,6 +186,7 @@ class Run:
 
     def pt_load(self, stock, file_path, map_location=None):
         """The checkpoint, refused where it does not fit the run; FastCLIP's state is found beside it."""
+        agree(check_snapshot, file_path, self.args)
         self.resumed, contents = agree(load_checkpoint, stock, file_path, self.args, self.model)
         return contents
 
@@ -175,27 +195,38 @@ class Run:
         if args.rank == 0:
             for note in args.fastclip_notes:
                 logging.info(note)
-        data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        try:
+            data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        except (pd.errors.ParserError, UnicodeError) as error:
+            error = UserError(f"--train-data or --val-data is no table ({one_line(error)}): check the file")
+            error.on_all_ranks = True  # all read the same one
+            raise error from None
         train = data.get("train")
         if train is None:
             return data
         agree(checks.check_steps, train.dataloader, args)
-        if not checks.is_fastclip(args):
+        if not checks.is_resumable(args):
             train.dataloader = ProgressBatches(train.dataloader, args, epoch)
             return data
-        if train.shared_epoch is not None:  # shards
-            by_key = args.sample_id == "json-key"
-            self.num_samples = args.data_size if by_key else self.manifest.num_samples
-            self.saver.data_hash = json_key_hash(self.num_samples) if by_key else self.manifest.hash
-            attach_webdataset_ids(train.dataloader, self.manifest, args.sample_id, self.num_samples)
-            seed_sample_order(train.dataloader, args.seed, train.shared_epoch)
-            dataloader = train.dataloader
-        else:
-            self.num_samples = len(train.dataloader.dataset)
-            self.saver.data_hash = rows_hash(train.dataloader.dataset)
-            dataloader = attach_row_ids(train.dataloader)
-        self.batches = train.dataloader = FastCLIPBatches(dataloader, args, epoch, self.model)
+        self.batches = train.dataloader = self._resumable_batches(train, epoch)
         return data
+
+    def _resumable_batches(self, train, epoch: int) -> ResumableBatches:
+        """The training batches with their sample ids, from where the run that is resumed was saved."""
+        args = self.args
+        data = with_ids(train, args, self.manifest, epoch)
+        self.num_samples, self.saver.data_hash, self.saver.data_text = data.num_samples, data.hash, data.text
+        if checks.is_fastclip(args):
+            batches = FastCLIPBatches(data.dataloader, args, epoch, data.position, self.model)
+        else:
+            batches = ResumableBatches(data.dataloader, args, epoch, data.position)
+        if self.resumed is not None and self.resumed.snapshot is not None:
+            go_on_inside(*self.resumed.snapshot, batches, data, args)
+        if checks.logs_are_written(args):
+            start = batches.progress(batches.first)
+            batches.snapshots = SnapshotSaver(args, self.saver, self.signals, data.position, start)
+            self.signals.watch()
+        return batches
 
     def cosine_lr(self, stock, optimizer, base_lr, warmup_length, steps):
         """OpenCLIP's cosine over the full horizon, with a floor."""
@@ -232,20 +263,26 @@ class Run:
 
     def create_loss(self, stock, args):
         """The FastCLIP loss on the training device, with its state if the run is resumed."""
+        if not checks.is_fastclip(args):
+            return marked(stock(args))
         steps_per_epoch = self.batches.num_batches // args.accum_freq
         config = self._config(self.num_samples, steps_per_epoch * args.full_epochs)
         self.loss = FastCLIPLoss(config, device=args.device)
         if self.resumed:
             index = self.resumed.index
-            load_state(self.loss, self.resumed.folder, manifest_hash=self.saver.data_hash)
-            self.loss.step = steps_per_epoch * self.resumed.epoch  # another number of ranks has other steps an epoch
+            load_state(
+                self.loss, self.resumed.folder, manifest_hash=self.saver.data_hash, data_text=self.saver.data_text
+            )
+            # not the stored step, since another number of ranks has other steps an epoch
+            self.loss.step = self.batches.progress(self.batches.first).global_step
             then, now = index["global_batch_size"], checks.global_batch_size(args)
             if then not in (None, now) and args.rank == 0:
                 logging.warning(f"the global batch was {then} and is {now} now: rho and the rates stay as they were")
         if args.rank == 0:
             logging.info(f"FastCLIP: {config}")
         self.batches.loss = self.saver.loss = self.loss
-        return LoopLoss(self.loss)
+        loss = LoopLoss(self.loss)
+        return marked(loss) if args.profile else loss
 
     def evaluate(self, stock, *args, **kwargs):
         """OpenCLIP's evaluation, on rank 0 alone; the others wait for it without --dist-timeout running out."""
@@ -262,15 +299,52 @@ class Run:
         hits = output.topk(max(topk)).indices == target[:, None]
         return [hits[:, :k].sum().item() for k in topk]
 
-    def train_one_epoch(self, stock, model, data, loss, epoch, *args, tb_writer=None):
+    def enumerate(self, stock, iterable, start=0):
+        """enumerate as OpenCLIP's loop sees it: an epoch that is resumed inside counts on from there."""
+        return stock(iterable, iterable.first if iterable is self.batches else start)
+
+    def train_one_epoch(self, stock, model, data, loss, epoch, optimizer, scaler, *args, tb_writer=None):
         """OpenCLIP's epoch; then FastCLIP's state, complete before the .pt that it belongs to appears."""
-        self.loss.start_epoch(epoch)
-        self.batches.tb_writer = tb_writer
-        stock(model, data, loss, epoch, *args, tb_writer=tb_writer)
-        self.saver.save_state_of_epoch(epoch + 1)
+        if not self.training:
+            self.training = True
+            self._before_first_step(model, optimizer, scaler)
+        if self.loss is not None:
+            self.loss.start_epoch(epoch)
+            self.batches.tb_writer = tb_writer
+        try:
+            stock(model, data, loss, epoch, optimizer, scaler, *args, tb_writer=tb_writer)
+        except Stopped:
+            self._close_logs(tb_writer)
+            if dist.is_initialized():  # srun ends all tasks when the first has ended, and rank 0 has logs to send
+                dist.barrier(self.batches.snapshots.group)
+            raise
+        if self.loss is not None:
+            self.saver.save_state_of_epoch(epoch + 1)
+
+    def _before_first_step(self, model, optimizer, scaler) -> None:
+        """Tell those who act at a step's end what is trained."""
+        batches, args = self.batches, self.args
+        if batches.snapshots is not None:
+            batches.snapshots.model, batches.snapshots.optimizer, batches.snapshots.scaler = model, optimizer, scaler
+        if self.loss is not None:
+            batches.bad_steps = BadSteps(self.loss, optimizer, model, self.compression)
+        if args.resume and args.distributed and args.device.startswith("cpu"):  # a GPU's sums have no order anyway
+            dtype = get_input_dtype(args.precision)
+            batches.before_first = lambda images, texts: arrange_buckets(model, images.to(dtype), texts)
+
+    def _close_logs(self, tb_writer) -> None:
+        """What main() does at its end, which it does not reach."""
+        if tb_writer is not None:
+            tb_writer.close()
+        if self.args.wandb and self.args.rank == 0:
+            import wandb
+
+            wandb.finish()
 
     def finish(self) -> None:
         """What is left to do when main() has returned."""
+        if self.batches is not None and self.batches.snapshots is not None:
+            self.batches.snapshots.finish()
         self.saver.prune()
         if dist.is_initialized():
             dist.barrier(self.patient_group)  # rank 0 may still have logs to send

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE_NAME = "fastclip_sizes.json"
+MOST_SAMPLES = 2**40  # of a shard; more is a slip of the pen
 
 
 class Scanned(NamedTuple):
@@ -64,14 +65,14 @@ class ScanCache:
 def _read(file: Path) -> dict[str, list[int]]:
     try:
         entries = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
-    fields = len(Scanned._fields)
-    return {
-        name: entry
-        for name, entry in entries.items()
-        if isinstance(entry, list) and len(entry) == fields and all(type(number) is int for number in entry)
-    }
+    return {name: entry for name, entry in entries.items() if _is_sound(entry)}
+
+
+def _is_sound(entry) -> bool:
+    are_numbers = isinstance(entry, list) and all(type(number) is int for number in entry)
+    return are_numbers and len(entry) == len(Scanned._fields) and 0 <= entry[0] <= MOST_SAMPLES
 
 
 def _add(file: Path, entries: dict[str, Scanned]) -> bool:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from webdataset.gopen import gopen
 
 from .errors import UserError, agree, gather_objects
-from .scan_cache import ScanCache, Scanned
+from .scan_cache import MOST_SAMPLES, ScanCache, Scanned
 from .shards import THREADS, check_shards, local_path, rank_share, shard_name
 
 SECONDS_BETWEEN_LINES = 10  # of progress, where there is no terminal for a bar
@@ -60,11 +60,21 @@ class ShardManifest:
             offset += count
         return offsets
 
+    @cached_property
+    def ids(self) -> dict[str, range]:
+        """Shard url -> the ids of its samples."""
+        sizes = zip(self.urls, self.counts, strict=True)
+        return {url: range(self.offsets[url], self.offsets[url] + count) for url, count in sizes}
+
+    @property
+    def text(self) -> str:
+        """Names and sizes of the shards in order, as JSON, without folders: staging them changes nothing."""
+        return json.dumps([[shard_name(url), count] for url, count in zip(self.urls, self.counts, strict=True)])
+
     @property
     def hash(self) -> str:
-        """Names the data set by its shards' names and sizes in order, without folders: staging it changes nothing."""
-        shards = [[shard_name(url), count] for url, count in zip(self.urls, self.counts, strict=True)]
-        return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+        """Names the data set: SHA-256 of `text`."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def read_manifest(
@@ -177,7 +187,7 @@ def _read_sizes(place: str) -> dict[str, int]:
         return {}
     try:
         return {name: _as_count(count) for name, count in json.loads(text).items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         if local_path(place) is None:  # a server's page that says 'not found'
             return {}
         raise UserError(
@@ -189,12 +199,12 @@ def _img2dataset_count(path: str) -> int | None:
     try:
         stats = json.loads(Path(path.removesuffix(".tar") + "_stats.json").read_text())
         return _as_count(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _as_count(value) -> int:
-    if not str(value).isdecimal():
+    if not str(value).isdecimal() or int(value) > MOST_SAMPLES:
         raise ValueError(f"{value!r} is no number of samples")
     return int(value)
 

@@ -77,7 +77,10 @@ def check_shards_for_workers(num_shards: int, workers: int, world_size: int, res
 
 
 def _problem(url: str) -> str | None:
-    path = local_path(url)
+    try:
+        path = local_path(url)
+    except ValueError as error:
+        return f"shard {url} is no address ({error}): correct it, or leave it out"
     if path is None:
         scheme = urlparse(rewrite_url(url)).scheme
         if scheme in gopen_schemes:

@@ -3,6 +3,7 @@
 import json
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from .durable import one_line
@@ -44,61 +45,67 @@ def present(folder: str | Path) -> Path:
 def sealed(content: dict) -> dict:
     """The contents of an index with format, version and a checksum of itself; ValueError if they are not sound."""
     content = {"format": FORMAT, "version": VERSION, **content}
-    index = {**content, "crc32": _checksum(content)}
+    index = {**content, "crc32": content_checksum(content)}
     check_index(index)
     return index
 
 
 def read_index(folder: str | Path) -> dict:
     """The checked contents of a state's index.json. Raises UserError if it is missing, damaged or not one of ours."""
-    path = present(folder) / INDEX
+    return read_checked(present(folder) / INDEX, check_index, "state", CURE)
+
+
+def read_checked(path: Path, check: Callable, kind: str, cure: str) -> dict:
+    """JSON that passes check(), which raises ValueError; else UserError that ends with the cure."""
     if not path.is_file():
-        raise UserError(f"{path} is missing, so there is no complete state: {CURE}")
+        raise UserError(f"{path} is missing, so there is no complete {kind}: {cure}")
     try:
         if path.stat().st_size > LARGEST_INDEX:
             raise ValueError("it is far too large")
         index = json.loads(path.read_bytes())
-        check_index(index)
+        check(index)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}): {CURE}") from error
+        raise UserError(f"{path} is damaged ({one_line(error)}): {cure}") from error
     return index
 
 
 def check_index(index) -> None:
     """Raise ValueError that says what is wrong with the contents of an index."""
-    _require(isinstance(index, dict) and index.get("format") == FORMAT, "it is no index of a FastCLIP state")
-    _require(index.get("version") == VERSION, "it was written by another version of open-clip-train-fastclip")
+    require(isinstance(index, dict) and index.get("format") == FORMAT, "it is no index of a FastCLIP state")
+    require(index.get("version") == VERSION, "it was written by another version of open-clip-train-fastclip")
     content = {name: value for name, value in index.items() if name != "crc32"}
-    _require(_checksum(content) == index.get("crc32"), "its checksum differs")
+    require(content_checksum(content) == index.get("crc32"), "its checksum differs")
     for name, kind in FIELDS.items():
-        _require(type(index.get(name)) is kind, f"{name} is no {kind.__name__}")
+        require(type(index.get(name)) is kind, f"{name} is no {kind.__name__}")
     batch = index.get("global_batch_size")  # pairs a step, null if unknown
-    _require(batch is None or (type(batch) is int and batch > 0), "global_batch_size is no number of pairs")
-    _require(0 <= index["epoch"] < 2**63 and 0 <= index["step"] < 2**63, "epoch or step is out of range")
-    _require(index["dtype"] in DTYPES, "dtype is unknown")
-    _require(all(type(value) is float and math.isfinite(value) for value in index["tau"].values()), "tau is no number")
+    require(batch is None or (type(batch) is int and batch > 0), "global_batch_size is no number of pairs")
+    require(0 <= index["epoch"] < 2**63 and 0 <= index["step"] < 2**63, "epoch or step is out of range")
+    require(index["dtype"] in DTYPES, "dtype is unknown")
+    require(all(type(value) is float and math.isfinite(value) for value in index["tau"].values()), "tau is no number")
     plain = (str, int, float, bool, type(None))
-    _require(all(isinstance(value, plain) for value in index["settings"].values()), "settings are no plain values")
+    require(all(isinstance(value, plain) for value in index["settings"].values()), "settings are no plain values")
     _check_files(index["files"], index["num_samples"])
 
 
 def _check_files(files: list, num_samples: int) -> None:
     stop = 0
     for rank, entry in enumerate(files):
-        _require(isinstance(entry, dict), f"file {rank} has no entry")
+        require(isinstance(entry, dict), f"file {rank} has no entry")
         for name, kind in FILE_FIELDS.items():
-            _require(type(entry.get(name)) is kind, f"{name} of file {rank} is no {kind.__name__}")
+            require(type(entry.get(name)) is kind, f"{name} of file {rank} is no {kind.__name__}")
         # The names can only be ours, so no path in an index leads out of its folder.
-        _require(entry["name"] == rank_file(rank, len(files)), f"file {rank} has another name than it should")
-        _require(entry["start"] == stop <= entry["stop"], f"file {rank} has another range than it should")
+        require(entry["name"] == rank_file(rank, len(files)), f"file {rank} has another name than it should")
+        require(entry["start"] == stop <= entry["stop"], f"file {rank} has another range than it should")
         stop = entry["stop"]
-    _require(stop == num_samples > 0, "the files do not cover the samples")
+    require(stop == num_samples > 0, "the files do not cover the samples")
 
 
-def _checksum(content: dict) -> int:
+def content_checksum(content: dict) -> int:
+    """CRC-32 of an index without its own checksum."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _require(ok: bool, what: str) -> None:
+def require(ok: bool, what: str) -> None:
+    """Raise ValueError(what) unless ok."""
     if not ok:
         raise ValueError(what)

@@ -1,0 +1,264 @@
+"""Steps with a non-finite feature: nothing moves in them on any rank, and too many in a row end the run."""
+
+import copy
+import math
+
+import open_clip_train.main
+import pytest
+import timm.optim
+import torch
+import torch.distributed as dist
+from cli import TINY, run_forked
+from make_data import make_csv
+from ranks import run_ranks
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, bad_steps
+from open_clip_train_fastclip.bad_steps import BadSteps
+from open_clip_train_fastclip.main import main
+from open_clip_train_fastclip.reduction import compress_gradients
+
+NAN, INF = math.nan, math.inf
+B, WIDTH = 8, 16  # pairs of a rank's batch, width of images and texts
+
+
+class Towers(nn.Module):
+    """A batch norm in one of them, for its running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH))
+        self.text = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, images, texts):
+        return normalize(self.image(images), dim=1), normalize(self.text(texts), dim=1)
+
+
+class Training:
+    """A small loop as OpenCLIP's: one loss call and backward pass a micro-batch, then the optimizer."""
+
+    def __init__(self, name="fastclip-v3", optimizer="adamw", scaler=None, wrap=lambda model: (model, None)):
+        torch.manual_seed(0)
+        self.towers = Towers()
+        self.model, compression = wrap(self.towers)
+        self.optimizer = timm.optim.create_optimizer_v2(
+            self.model, opt=optimizer, lr=1e-2, weight_decay=0.1, filter_bias_and_bn=False
+        )
+        # a constant rate: the clock of a cosine goes on in a bad step
+        self.loss = FastCLIPLoss(
+            FastCLIPConfig(loss=name, num_samples=4 * B, epochs=4, rho=2.0, tau_lr_schedule="const", tau_lr=1e-2)
+        )
+        self.bad_steps = BadSteps(self.loss, self.optimizer, self.model, compression)
+        self.scaler = scaler
+
+    def step(self, number, bad=None, bad_rank=0, micro_batches=(0,), bad_call=None):
+        """bad: put this number into an image of rank bad_rank, in all calls of the loss or in one of them alone."""
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        generator = torch.Generator().manual_seed(number)
+        ids = torch.randperm(4 * B, generator=generator)[: B * world_size].chunk(world_size)[rank]
+        images, texts = torch.randn(2, B * world_size, WIDTH, generator=generator).chunk(world_size, dim=1)[rank]
+        self.loss.start_epoch(number // 4)
+        self.loss.begin_step(ids)
+        self.optimizer.zero_grad()
+        for call in micro_batches:
+            given = images.clone()
+            if bad is not None and rank == bad_rank and bad_call in (None, call):
+                given[1, 2] = bad
+            value = self.loss(*self.model(given, texts)) / len(micro_batches)
+            (value if self.scaler is None else self.scaler.scale(value)).backward()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.bad_steps.end_step()
+
+    def state(self):
+        """All that a step may move: name -> a copy."""
+        table = {f"table {name}": column for name, column in self.loss.full_state().items()}
+        state = flat(self.towers.state_dict()) | flat(self.optimizer.state_dict())
+        return copy.deepcopy(state | table | self.loss.tau_state())
+
+
+def flat(value, name=""):
+    """{path: leaf} of nested dicts and lists."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if inner is None:
+        return {name: value}
+    return {path: leaf for key, child in inner for path, leaf in flat(child, f"{name}/{key}").items()}
+
+
+def assert_same(expected, actual):
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        same = torch.equal(value, actual[name]) if isinstance(value, torch.Tensor) else value == actual[name]
+        assert same, f"{name}: {value} became {actual[name]}"
+
+
+OPTIMIZERS = ["adamw", "sgd", "lamb", "lion", "adan", "adafactor", "lookahead_adamw", "nadamw", "madgrad", "muon"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizer_does_not_notice_a_bad_step(optimizer):
+    training = Training(optimizer=optimizer)
+    for number in range(5):  # also a bad step before the optimizer has any state
+        before = training.state()
+        training.step(number, bad=NAN)
+        assert_same(before, training.state())
+        training.step(number)
+        assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
+
+
+@pytest.mark.parametrize("name", ["sogclr", "isogclr", "fastclip-v0", "fastclip-v1", "fastclip-v2", "fastclip-v3"])
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_training_goes_on_as_if_the_bad_steps_had_not_been(name, bad):
+    with_bad, without = Training(name), Training(name)
+    for number in range(6):
+        without.step(number)
+        with_bad.step(number)
+        if number in (0, 2, 3):
+            with_bad.step(number, bad=bad)
+    assert_same(without.state(), with_bad.state())
+    assert with_bad.loss.metrics()["skipped_steps"] == 3 and without.loss.metrics()["skipped_steps"] == 0
+
+
+def test_all_ranks_skip_what_is_bad_on_one():
+    def train():
+        with_bad, without = (Training(wrap=lambda model: (DistributedDataParallel(model), None)) for _ in range(2))
+        for number in range(4):
+            without.step(number)
+            with_bad.step(number)
+            with_bad.step(number, bad=NAN, bad_rank=1)
+        assert_same(without.state(), with_bad.state())
+        return with_bad.loss.metrics()["skipped_steps"]
+
+    assert run_ranks(2, train) == [4, 4]
+
+
+@pytest.mark.parametrize("bad_call", [None, 0, 1])
+def test_accumulation(bad_call):
+    """Every call of a step counts: with dropout a later one can be bad alone."""
+    training = Training()
+    training.step(0, micro_batches=(0, 1))
+    before = training.state()
+    training.step(1, bad=NAN, micro_batches=(0, 1), bad_call=bad_call)
+    after = training.state()
+    weights = [name for name in before if name.startswith("/")]
+    assert_same({name: before[name] for name in weights}, {name: after[name] for name in weights})
+    assert training.loss.metrics()["skipped_steps"] == training.bad_steps.in_a_row == 1
+    training.step(2, micro_batches=(0, 1))
+    assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
+    assert training.loss.metrics()["skipped_steps"] == 1 and training.bad_steps.in_a_row == 0
+
+
+def test_with_a_gradient_scaler():
+    """It skips a step of gradients that are not finite by itself: the step counts all the same."""
+    training = Training(scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    training.step(0)
+    for in_a_row in (1, 2):
+        before = training.state()
+        training.step(in_a_row, bad=INF)
+        assert_same(before, training.state())
+        assert training.bad_steps.in_a_row == in_a_row
+    training.step(3)
+    assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
+    assert training.bad_steps.in_a_row == 0
+
+
+def test_powersgd_forgets_the_bad_gradient():
+    def compressed(model):
+        ddp = DistributedDataParallel(model)
+        return ddp, compress_gradients(ddp, "powersgd")
+
+    def train():
+        state = powerSGD_hook.PowerSGDState
+        powerSGD_hook.PowerSGDState = lambda **kw: state(**kw, start_powerSGD_iter=2)
+        training = Training(wrap=compressed)
+        for number in range(8):
+            training.step(number, bad=NAN if number == 5 else None)
+        return all(weight.isfinite().all() for weight in training.towers.parameters())
+
+    assert run_ranks(2, train) == [True, True]
+
+
+def test_too_many_in_a_row():
+    training = Training()
+    for number in range(bad_steps.LIMIT - 1):
+        training.step(number, bad=NAN)
+    training.step(0)
+    for number in range(bad_steps.LIMIT):
+        assert not training.bad_steps.too_many
+        training.step(number, bad=NAN)
+    assert training.bad_steps.too_many
+    error = training.bad_steps.error("logs/run/checkpoints/epoch_1_step_5")
+    assert error.on_all_ranks and "\n" not in str(error) and "epoch_1_step_5" in str(error)
+
+
+# ------------------------------------------------------------------ through the command line
+
+
+def train_with_bad_images(argv, bad_batches, bad_rank):
+    """Our command line, with images of rank bad_rank that are not finite in these forward passes, counted from 0."""
+    create, seen = open_clip_train.main.create_model_and_transforms, []
+
+    def create_model_and_transforms(model_name, *args, **kwargs):
+        model, *transforms = create(model_name, *args, **kwargs)
+
+        def spoil(module, inputs):
+            if module.training:
+                seen.append(None)
+                if len(seen) - 1 in bad_batches and int(torch.distributed.get_rank()) == bad_rank:
+                    return (inputs[0] * NAN, *inputs[1:])
+            return None
+
+        model.register_forward_pre_hook(spoil)
+        return model, *transforms
+
+    open_clip_train.main.create_model_and_transforms = create_model_and_transforms
+    return main(argv)
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    return make_csv(tmp_path_factory.mktemp("csv"), rows=192)  # 12 steps an epoch of 2 ranks
+
+
+def run_with_bad_images(csv, logs, bad_batches, *more):
+    flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", str(logs), "--name", "run", *more]
+    return run_forked(train_with_bad_images, (flags, bad_batches, 1), logs / "out", ranks=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "bad_batches", "skipped"),
+    [
+        ([], {0, 3, 4}, [1, 1, 1, 2] + [3] * 8),
+        # four forward passes a step, of which the first two are without gradients
+        (["--accum-freq", "2"], {1, 7}, [1, 2, 2, 2, 2, 2]),
+    ],
+    ids=["plain", "accumulation"],
+)
+def test_cli_bad_steps_are_counted_in_the_log(flags, bad_batches, skipped, csv, tmp_path):
+    run = run_with_bad_images(csv, tmp_path, bad_batches, *flags)
+    assert run.ok, run
+    log = (tmp_path / "run" / "out.log").read_text()
+    lines = [line for line in log.splitlines() if "FastCLIP Epoch" in line]
+    assert [int(line.split("skipped_steps: ")[1].split()[0]) for line in lines] == skipped
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "epoch_1.pt", weights_only=True)
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    steps = {state["step"].item() for state in checkpoint["optimizer"]["state"].values()}
+    assert steps == {len(skipped) - skipped[-1]}
+
+
+def test_cli_too_many_bad_steps_save_and_stop(csv, tmp_path):
+    run = run_with_bad_images(csv, tmp_path, set(range(1, 12)))
+    assert all(code == 2 for code in run.codes) and "Traceback" not in str(run), run
+    complaints = [line for output in run.output for line in output.splitlines() if "error" in line.lower()]
+    saved = tmp_path / "run" / "checkpoints" / "epoch_0_step_11"
+    assert len(complaints) == 1 and str(saved) in complaints[0], run
+    checkpoint = torch.load(saved / "checkpoint.pt", weights_only=True)
+    steps = {state["step"].item() for state in checkpoint["optimizer"]["state"].values()}
+    assert steps == {1}
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
