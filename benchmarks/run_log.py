@@ -2,7 +2,12 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
+
+from open_clip_train_fastclip.profiling import FOLDER
+
+from .trace_times import read_trace, step_times
 
 TRAIN_LINE = re.compile(
     r"Train Epoch: (?P<epoch>\d+) \[\s*(?P<done>\d+)/(?P<total>\d+) .*?Batch \(t\): (?P<seconds>[\d.]+),"
@@ -50,7 +55,21 @@ def final_temperature(log: str) -> float:
     return 1 / float(LOGIT_SCALE.findall(log)[-1])
 
 
+def step_parts(folder: Path) -> dict[str, float]:
+    """Milliseconds of a step by part, mean over the ranks; empty for a run without --profile."""
+    ranks = [step_times(read_trace(path)) for path in sorted((folder / FOLDER).glob("rank-*.json.gz"))]
+    names = [name for name, value in (ranks or [{}])[0].items() if isinstance(value, float)]
+    return {name: round(statistics.fmean(times[name] for times in ranks), 3) for name in names}
+
+
 def last_line(text: str) -> str:
     """The last line of a log that says something."""
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
+
+
+def read_settings(folder: Path) -> dict[str, str]:
+    """The flags of a run as its params.txt shows them, by name; empty if there is none."""
+    path = folder / "params.txt"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return dict(line.split(": ", 1) for line in lines if ": " in line)

@@ -1,13 +1,17 @@
 #!/bin/bash
-# Evaluates a checkpoint with OpenCLIP's own evaluation on one GPU: zero-shot ImageNet, and retrieval.
+# Evaluates a checkpoint on one GPU: with OpenCLIP's own zero-shot ImageNet and retrieval, or on a suite of data sets.
 #
 #   sbatch scripts/slurm/eval.sh logs/my-run/checkpoints/epoch_37.pt
 #   sbatch scripts/slurm/eval.sh weights.pt --model RN50 --imagenet-val /data/imagenet/val
+#   SUITE=imagenet-variants sbatch scripts/slurm/eval.sh logs/my-run/checkpoints/epoch_37.pt
 #
 # The model is the one named in the run's params.txt, unless --model says it. IMAGENET_VAL (a folder of class folders)
 # and RETRIEVAL_DATA (a csv of images and captions, or shards with --val-num-samples) come from cluster.env; at least
 # one of them, or of their flags --imagenet-val and --val-data, is needed. Further arguments go to the training command.
 # The results are printed, and kept in LOGS/eval-RUN-EPOCH-JOB/checkpoints/results.jsonl.
+#
+# SUITE is imagenet-variants, retrieval or datacomp; its data sets are in EVAL_DATA, see docs/data.md. Further arguments
+# go to benchmarks.evaluate, and the results are in LOGS/eval-RUN-EPOCH-JOB/evaluate.jsonl.
 #
 #SBATCH --job-name=fastclip-eval
 #SBATCH --nodes=1
@@ -33,9 +37,20 @@ shift
 run=$(dirname "$(dirname "$checkpoint")")
 model=$(value_of --model "$(sed -n 's/^model: //p' "$run/params.txt" 2>/dev/null)" "$@")
 [[ -n $model ]] || die "$run/params.txt does not say which model this is: add --model"
+name=eval-$(basename "$run")-$(basename "$checkpoint" .pt)-$SLURM_JOB_ID
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+if [[ -n ${SUITE:-} ]]; then
+    [[ -n ${EVAL_DATA:-} ]] || die "SUITE=$SUITE needs EVAL_DATA, the folder of its data sets: set it in cluster.env"
+    export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
+    srun --kill-on-bad-exit=1 "${LAUNCH[@]}" python -m benchmarks.evaluate "$checkpoint" --suite "$SUITE" \
+        --data "$EVAL_DATA" --workers "${SLURM_CPUS_PER_TASK:-1}" --results "$LOGS/$name" --model "$model" "$@" ||
+        die "the evaluation ended with exit code $?: see above"
+    exit
+fi
 
 flags=(--resume "$checkpoint" --model "$model" --logs "$LOGS" --workers "${SLURM_CPUS_PER_TASK:-1}" --batch-size 512
-    --name "eval-$(basename "$run")-$(basename "$checkpoint" .pt)-$SLURM_JOB_ID")
+    --name "$name")
 [[ -z ${IMAGENET_VAL:-} ]] || flags+=(--imagenet-val "$IMAGENET_VAL" --zeroshot-frequency 1)
 [[ -z ${RETRIEVAL_DATA:-} ]] || flags+=(--val-data "$RETRIEVAL_DATA")
 if [[ ${REHEARSE:-} == 1 ]]; then
@@ -47,7 +62,6 @@ flags+=("$@")
     die "no data to evaluate on: set IMAGENET_VAL or RETRIEVAL_DATA in cluster.env, or give --imagenet-val, --val-data"
 preflight -- "${flags[@]}"
 
-[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --kill-on-bad-exit=1 "${LAUNCH[@]}" python -m open_clip_train_fastclip.main "${flags[@]}" ||
     die "the evaluation ended with exit code $?: see above"
 results=$(value_of --logs "" "${flags[@]}")/$(value_of --name "" "${flags[@]}")/checkpoints/results.jsonl
