@@ -5,9 +5,11 @@ import os
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,7 @@ def in_processes(count: int, function: Callable, *args) -> list:
         for rank in range(count):
             reader, writer = context.Pipe(duplex=False)
             own = (rank, count, Path(folder), writer)
-            process = context.Process(target=_rank, args=(*own, function, args), daemon=True)
+            process = context.Process(target=_rank, args=(*own, function, args))  # no daemon: it may have data workers
             process.start()
             writer.close()
             pipes.append(reader)
@@ -36,6 +38,19 @@ def in_processes(count: int, function: Callable, *args) -> list:
             for process in processes:
                 process.kill()
                 process.join()
+
+
+@contextmanager
+def existing_group() -> Iterator[None]:
+    """Let OpenCLIP's main() use the process group that is there already, in the place of one of its own."""
+    make_group = dist.init_process_group
+
+    def make_first_group(*args, **kwargs):
+        if not dist.is_initialized():
+            make_group(*args, **kwargs)
+
+    with patch.object(dist, "init_process_group", make_first_group):
+        yield
 
 
 def _rank(rank: int, count: int, folder: Path, writer: Connection, function: Callable, args: tuple) -> None:

@@ -4,8 +4,9 @@
 
 Every loss is set up by the ordinary command line up to its first epoch; then blocks of a few steps of all losses are
 run in turn in one process a rank, each by OpenCLIP's train_one_epoch with the patches that the loss has. The data are
-OpenCLIP's synthetic ones with images and captions that differ and are ready, so that no decoding hides the steps. The
-last line is JSON, and each row is appended to benchmarks/results/step_cost.jsonl.
+OpenCLIP's synthetic ones with images and captions that differ and are ready, so that no decoding hides the steps; a
+data worker makes the batches, as in any real run. The last line is JSON, and each row is appended to
+benchmarks/results/step_cost.jsonl.
 """
 
 import argparse
@@ -33,14 +34,14 @@ from open_clip_train_fastclip.config import LOSSES
 from open_clip_train_fastclip.patches import applied
 from open_clip_train_fastclip.run import Run
 
-from .processes import in_processes
+from .processes import existing_group, in_processes
 from .records import RESULTS, finish, quartiles, ratio_quartiles
 from .table_cost import table_rows
 
 CASES = ("ViT-Glyph-32:64", "ViT-Glyph-32:512", "ViT-S-32:32")
 CLIP_FLAGS = {1: "--loss clip", 2: "--loss clip --local-loss --gather-with-grad"}
 FLAGS = (
-    "--dataset-type synthetic --device cpu --precision fp32 --workers 0 --lr 1e-4 --warmup 10 --seed 0 "
+    "--dataset-type synthetic --device cpu --precision fp32 --workers 1 --lr 1e-4 --warmup 10 --seed 0 "
     "--save-frequency 0 --log-every-n-steps 1000000"
 )
 
@@ -76,21 +77,15 @@ def set_up(argv: list[str]) -> tuple[Callable[[int], None], torch.optim.Optimize
         captured.update(args=args, kwargs=kwargs, called=open_clip_train.main.train_one_epoch)
         raise _SetUp
 
-    real_init = dist.init_process_group
-
-    def init_once(*args, **kwargs):
-        if not dist.is_initialized():
-            real_init(*args, **kwargs)
-
     replaced = [
         (open_clip_train.main, "train_one_epoch", train_one_epoch),
         (open_clip_train.main, "setup_logging", lambda *_: logging.getLogger().setLevel(logging.ERROR)),
         (open_clip_train.data, "SyntheticDataset", ReadySamples),
-        (dist, "init_process_group", init_once),
     ]
     with ExitStack() as stack:
         for module, name, replacement in replaced:
             stack.enter_context(patch.object(module, name, replacement))
+        stack.enter_context(existing_group())
         stack.enter_context(applied(Run()))
         try:
             open_clip_train.main.main(argv)

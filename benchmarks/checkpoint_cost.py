@@ -1,0 +1,159 @@
+"""How long training pauses for a save inside an epoch and for a resume, with a large per-sample table on two ranks.
+
+    python -m benchmarks.checkpoint_cost [--samples 1000000 100000000 414080000] [--saves 3]
+
+The ordinary command line trains on glyph pairs with --save-every, synchronous and with --save-async, until `--saves`
+checkpoints are complete; SIGUSR1 then ends it, and a second run resumes it. Measured are the time between two steps, in
+which nothing but the save happens, the time of a step, and the time until the first step is done. The last line is
+JSON, and each row is appended to benchmarks/results/checkpoint_cost.jsonl.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+import open_clip
+import open_clip_train.main
+
+import open_clip_train_fastclip
+from open_clip_train_fastclip.main import main as train
+from open_clip_train_fastclip.snapshot_saver import SnapshotSaver
+from open_clip_train_fastclip.stopping import EXIT_STOPPED
+
+from . import glyphs
+from .processes import existing_group, in_processes
+from .records import RESULTS, finish, quartiles
+
+RANKS, BATCH, STEPS_BETWEEN = 2, 64, 10
+SAMPLES = (1_000_000, 100_000_000, 414_080_000)  # the last is LAION400M
+MODES = {"synchronous": [], "background": ["--save-async"]}
+FLAGS = (
+    f"--loss fastclip-v3 --model ViT-Glyph-32 --device cpu --precision fp32 --workers 0 --batch-size {BATCH} "
+    f"--epochs 2 --lr 1e-4 --warmup 10 --seed 0 --dataset-resampled --train-num-samples {BATCH * RANKS * 10_000} "
+    f"--sample-id json-key --save-every {STEPS_BETWEEN}steps --keep 1 --log-every-n-steps 1000000 --resume latest"
+)
+
+
+@dataclass
+class Times:
+    """What one rank saw of a run, in seconds."""
+
+    first_step: float | None = None  # after the start of the command
+    steps: list[float] = field(default_factory=list)  # with no save under way
+    slowed_steps: list[float] = field(default_factory=list)  # while one is written
+    pauses: list[float] = field(default_factory=list)  # of each save: copy, wait and completion
+    copies: list[float] = field(default_factory=list)  # of table, model and optimizer, to the CPU
+    saves: list[float] = field(default_factory=list)  # until the checkpoint was complete
+
+
+def observed_run(argv: list[str], saves: int) -> Times:
+    """On every rank: run the command until so many saves are complete (0: until the first step) and end it."""
+    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    times, clock, start = Times(), time.perf_counter, time.perf_counter()
+    last = began = None
+    real_boundary, real_begin = SnapshotSaver.at_boundary, SnapshotSaver._begin
+
+    def begin(self, progress):
+        before = clock()
+        real_begin(self, progress)
+        times.copies.append(clock() - before)
+
+    def at_boundary(self, progress):
+        nonlocal last, began
+        arrived = clock()
+        if times.first_step is None:
+            times.first_step = arrived - start
+        elif began is None:
+            times.steps.append(arrived - last)
+        else:
+            times.slowed_steps.append(arrived - last)
+        copies = len(times.copies)
+        real_boundary(self, progress)
+        last = clock()
+        if len(times.copies) > copies:  # a save began, and may be complete already
+            began = arrived
+            times.pauses.append(0.0)
+        if began is not None:
+            times.pauses[-1] += last - arrived
+            if self._running is None:
+                times.saves.append(last - began)
+                began = None
+        if len(times.saves) >= saves:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with (
+        existing_group(),
+        patch.object(open_clip_train.main, "setup_logging", lambda *_: logging.getLogger().setLevel(logging.ERROR)),
+        patch.object(SnapshotSaver, "at_boundary", at_boundary),
+        patch.object(SnapshotSaver, "_begin", begin),
+    ):
+        code = train(argv)
+    if code != EXIT_STOPPED:
+        raise RuntimeError(f"the training ended with exit code {code}")
+    return times
+
+
+def row_of(num_samples: int, mode: str, folder: str, data: Path, shards: int, saves: int) -> dict:
+    """Medians of the slower rank; printed."""
+    argv = [
+        *FLAGS.split(), *MODES[mode], "--data-size", str(num_samples), "--logs", folder, "--name", mode,
+        "--train-data", f"{data}/train/{{00000..{shards - 1:05d}}}.tar",
+    ]  # fmt: skip
+    fresh = in_processes(RANKS, observed_run, argv, saves)
+    resumed = in_processes(RANKS, observed_run, argv, 0)
+
+    def slowest(name):
+        return max(quartiles(getattr(times, name))[1] for times in fresh)
+
+    step, pause, copy = slowest("steps"), slowest("pauses"), slowest("copies")
+    row = {
+        "samples": num_samples,
+        "ranks": RANKS,
+        "mode": mode,
+        "saves": saves,
+        "step_ms": round(1000 * step, 1),
+        "pause_ms": round(1000 * pause, 1),
+        "copy_ms": round(1000 * copy, 1),
+        "pause_beyond_copy_in_steps": round((pause - copy) / step, 2),
+        "step_while_writing_ms": round(1000 * slowest("slowed_steps"), 1) if fresh[0].slowed_steps else None,
+        "seconds_until_complete": round(slowest("saves"), 2),
+        "first_step_fresh_s": round(max(times.first_step for times in fresh), 2),
+        "first_step_resumed_s": round(max(times.first_step for times in resumed), 2),
+    }
+    print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    return row
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoint_cost", description="Pause of training for a save and for a resume."
+    )
+    parser.add_argument(
+        "--samples", nargs="+", type=int, default=SAMPLES, metavar="N", help="rows of the table (default: %(default)s)"
+    )
+    parser.add_argument("--saves", type=int, default=3, help="of each run (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of checkpoint_cost.jsonl")
+    args = parser.parse_args(argv)
+    settings = glyphs.Settings(characters=20, train_per_character=20, val_per_character=1, val_shards=1)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as name:
+        data = Path(name, "data")
+        glyphs.make(data, settings)
+        for num_samples in args.samples:
+            for mode in MODES:
+                with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as folder:
+                    rows.append(row_of(num_samples, mode, folder, data, settings.train_shards, args.saves))
+    finish("checkpoint_cost", argv, rows, args.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
