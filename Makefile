@@ -1,5 +1,5 @@
 # make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table
-# make test         all tests
+# make test         all tests, two files at a time
 # make soak         kill twenty short runs at random moments and resume them (about 15 minutes)
 # make lint         ruff and shellcheck
 # Each makes .venv first if it is missing or older than requirements.txt.
@@ -18,7 +18,7 @@ quickstart: $(VENV)/.complete
 	$(VENV)/bin/python -m benchmarks.quickstart --mismatched $(MISMATCHED) --losses $(LOSSES)
 
 test: $(VENV)/.complete
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/.complete
 	$(VENV)/bin/python tests/soak.py
