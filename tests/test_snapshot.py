@@ -143,7 +143,7 @@ def test_ended_by_signals_and_resumed_is_undisturbed(loss, ranks, data, number, 
     assert names(tmp_path / "parts") == [f"epoch_0_step_{done}"]
     index = snapshot.read_index(checkpoints(tmp_path / "parts") / f"epoch_0_step_{done}")
     left = index["num_batches"] // index["accum_freq"] - done
-    # the first step after the boundaries of the steps that are left; the epoch's end is one more after left-over batches
+    # the first step after the boundaries of the steps that are left; left-over batches make the epoch's end one more
     boundary = left + 1 + bool(index["num_batches"] % index["accum_freq"])
     interrupted(argv("parts", "--resume", "latest"), tmp_path / "out", boundary, ranks, number=number)
     assert names(tmp_path / "parts") == [f"epoch_0_step_{done}", f"epoch_1_step_{1 + later}"]
