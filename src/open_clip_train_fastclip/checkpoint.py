@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import data_identity
-from .durable import atomic_torch_save, file_checksum, one_line, writing
+from .durable import atomic_torch_save, one_line, writing
 from .errors import UserError, agree, gather_objects
-from .folders import in_the_making, publish, remove_leftover, write_index, write_tensors
+from .folders import check_entry, in_the_making, publish, remove_leftover, write_index, write_tensors
 from .state_index import CURE, DTYPES, INDEX, REPLACED, UNFINISHED, present, rank_file, read_index, sealed
 
 __all__ = [
@@ -226,17 +226,10 @@ def _check_files(folder: Path, index: dict, entries: list[dict]) -> None:
     """Raise UserError for a file that is not what the index says: bytes, checksum, names, shapes, dtypes."""
     for entry in entries:
         path = folder / entry["name"]
-        if not path.is_file():
-            raise UserError(f"{path} is missing: {CURE}")
-        with _reading(path):
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                raise UserError(f"{path} has {size} bytes and should have {entry['bytes']}: {CURE}")
-            if file_checksum(path) != entry["crc32"]:
-                raise UserError(f"{path} is damaged, since its checksum differs: {CURE}")
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}
-                found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+        check_entry(path, entry, CURE)
+        with _reading(path), safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
         column = (DTYPES[index["dtype"]], [entry["stop"] - entry["start"]])
         if found != dict.fromkeys(index["columns"], column):
             raise UserError(f"{path} holds other columns than its index says: {CURE}")

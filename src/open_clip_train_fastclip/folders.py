@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .durable import file_checksum, sync, writing
+from .durable import file_checksum, one_line, sync, writing
 from .errors import UserError
 from .state_index import INDEX, REPLACED, UNFINISHED
 
@@ -41,6 +41,20 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict:
 def entry_of(path: Path) -> dict:
     """What an index says of a file."""
     return {"name": path.name, "bytes": path.stat().st_size, "crc32": file_checksum(path)}
+
+
+def check_entry(path: Path, entry: dict, cure: str) -> None:
+    """Raise UserError, which ends with `cure`, if a file is missing or not what entry_of() said."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {cure}")
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path} has {size} bytes and should have {entry['bytes']}: {cure}")
+        if file_checksum(path) != entry["crc32"]:
+            raise UserError(f"{path} is damaged, since its checksum differs: {cure}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): {cure}") from error
 
 
 def write_index(partial: Path, index: dict) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from . import data_identity
 from .checkpoint import StateCopy, finish_state, write_rows
-from .durable import atomic_torch_save, file_checksum, one_line, writing
+from .durable import atomic_torch_save, one_line, writing
 from .errors import UserError
-from .folders import entry_of, in_the_making, publish, write_index, write_tensors
+from .folders import check_entry, entry_of, in_the_making, publish, write_index, write_tensors
 from .state_index import INDEX, REPLACED, UNFINISHED, content_checksum, rank_file, read_checked, require
 from .state_index import sealed as sealed_state
 
@@ -123,16 +123,7 @@ def check_index(index) -> None:
 def check_files(folder: Path, entries: list[dict]) -> None:
     """Raise UserError for a file that is missing or damaged."""
     for entry in entries:
-        path = folder / entry["name"]
-        if not path.is_file():
-            raise UserError(f"{path} is missing: {CURE}")
-        try:
-            size = path.stat().st_size
-            damaged = size != entry["bytes"] or file_checksum(path) != entry["crc32"]
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({one_line(error)}): {CURE}") from error
-        if damaged:
-            raise UserError(f"{path} is damaged (size or checksum differ from its index): {CURE}")
+        check_entry(folder / entry["name"], entry, CURE)
 
 
 class RankTensors(Mapping):
