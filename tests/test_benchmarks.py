@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import communication, loss_cost, network, records, step_cost
+from benchmarks import checkpoint_cost, communication, loss_cost, network, records, step_cost
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.one_rank import FLOOR, OPEN_CLIP, Case
 from benchmarks.processes import in_processes
@@ -150,3 +150,9 @@ def test_step_cost_runs_the_ordinary_loop(tmp_path, capsys):
     assert table["table_bytes_a_rank"] == 5001 * 8  # and one spare row
     assert table["disk_bytes"] >= 80_000
     assert set(table["seconds"]) == {"set_up", "read_a_step", "write_a_step", "save", "load"}
+
+
+def test_checkpoint_cost_saves_and_resumes(tmp_path, capsys):
+    rows = run(checkpoint_cost, ["--samples", 1000, "--saves", 1], tmp_path, capsys)
+    assert [row["mode"] for row in rows] == ["synchronous", "background"]
+    assert all(row["pause_ms"] >= row["copy_ms"] > 0 and row["first_step_resumed_s"] > 0 for row in rows)
