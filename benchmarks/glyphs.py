@@ -7,7 +7,9 @@ frame and background are in the caption; the font, a turn of up to 4 degrees and
 colours stand on dark backgrounds: any colour on any other is barely learned at this size.
 
 A share of the training captions (`--mismatched`, default 0.3) is exchanged at random among their images, as web
-captions are wrong now and then. Validation captions are all right, and none of them occurs in the training data.
+captions are wrong now and then. `--partial` shortens a share of the training captions: the character's name and each
+of the other parts with a chance of one half, after filler words. `--long-tail S` gives the r-th character training
+pairs in proportion to r^-S. Validation captions are all right and whole, and none occurs in the training data.
 
 The folder holds train/ and val/ (webdataset shards of NNNNNN.png and NNNNNN.txt, with sizes.json), dataset.json
 (settings, counts, the floor of `attribute_floor`, a hash of the shards) and contact_sheet.png. The same settings give
@@ -23,17 +25,16 @@ import random
 import shutil
 import sys
 import tarfile
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from open_clip_train_fastclip.errors import UserError
 
-from .characters import Character, choose_characters, draw_ink, load_fonts, scale_to
+from .captions import Look, Pair, attribute_floor, exchange, shorten
+from .characters import choose_characters, draw_ink, load_fonts, scale_to
 from .contact_sheet import contact_sheet
 
 COLOURS = {
@@ -48,30 +49,6 @@ LARGE, SMALL = 44, 26  # px of the canvas, the longer side of the character's in
 MAX_TURN, MAX_SHIFT = 4.0, 2  # degrees; px of the canvas
 
 
-class Look(NamedTuple):
-    """Everything a caption says but the character's name. `colour` is None for an emoji, which has its own."""
-
-    colour: str | None
-    background: str
-    small: bool
-    frame: str | None
-
-
-class Pair(NamedTuple):
-    """One picture and its right caption."""
-
-    character: Character
-    look: Look
-
-    @property
-    def caption(self) -> str:
-        """[small] COLOUR NAME [framed in X] on BACKGROUND"""
-        look = self.look
-        words = ["small" if look.small else None, look.colour, self.character.name]
-        words += [f"framed in {look.frame}" if look.frame else None, "on", look.background]
-        return " ".join(word for word in words if word)
-
-
 @dataclass(frozen=True)
 class Settings:
     """What determines the data. The fields are the options of the command line."""
@@ -81,6 +58,8 @@ class Settings:
     train_per_character: int = 30
     val_per_character: int = 16
     mismatched: float = 0.3  # share of the training captions exchanged among themselves, 0 to 1
+    partial: float = 0.0  # share of the training captions that say only some of what is seen, 0 to 1
+    long_tail: float = 0.0  # exponent by which the number of training pairs falls with a character's rank
     train_shards: int = 16
     val_shards: int = 4
     fonts: list[str] = field(default_factory=list)  # font files or folders besides the fonts that ship with matplotlib
@@ -89,6 +68,10 @@ class Settings:
         for name in ("characters", "train_per_character", "val_per_character", "train_shards", "val_shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be 1 or more")
+        if not 0 <= self.partial <= 1:
+            raise UserError(f"--partial {self.partial}: give a share from 0 to 1")
+        if not self.long_tail >= 0:
+            raise UserError(f"--long-tail {self.long_tail}: give an exponent of 0 or more")
 
 
 def draw(pair: Pair, rng: random.Random) -> Image.Image:
@@ -112,44 +95,27 @@ def choose_pairs(settings: Settings) -> tuple[list[Pair], list[Pair]]:
     """Training and validation pairs in random order. Every caption of the two together is unique."""
     forbidden = {*COLOURS, *BACKGROUNDS}
     characters = choose_characters(load_fonts(settings.fonts), settings.characters, settings.seed, forbidden)
+    counts = train_counts(settings)
     train, val = [], []
-    for character in characters:
+    for character, count in zip(characters, counts, strict=True):
         colours = [None] if character.coloured else list(COLOURS)
         looks = [Look(*x) for x in itertools.product(colours, BACKGROUNDS, (False, True), (None, *FRAMES))]
-        wanted = settings.train_per_character + settings.val_per_character
+        wanted = count + settings.val_per_character
         if wanted > len(looks):
             raise UserError(f"{wanted} renderings a character: {character.name} has only {len(looks)} captions")
         looks = random.Random(f"{settings.seed}/{character.name}").sample(looks, wanted)
-        train += [Pair(character, look) for look in looks[: settings.train_per_character]]
-        val += [Pair(character, look) for look in looks[settings.train_per_character :]]
+        train += [Pair(character, look) for look in looks[:count]]
+        val += [Pair(character, look) for look in looks[count:]]
     for name, pairs in (("train", train), ("val", val)):
         random.Random(f"{settings.seed}/{name}").shuffle(pairs)
     return train, val
 
 
-def exchange(captions: list[str], share: float, seed: int) -> list[str]:
-    """Exactly `share` of the captions (rounded to a whole number) moved among themselves, so that none stays in place.
-
-    Raises UserError for a share outside 0 to 1 or one that comes to a single caption.
-    """
-    count = round(share * len(captions)) if 0 <= share <= 1 else 1
-    if count == 1:
-        raise UserError(f"--mismatched {share}: give a share from 0 to 1 that comes to 0 or at least 2 captions")
-    places = random.Random(f"{seed}/mismatched").sample(range(len(captions)), count)
-    moved = list(captions)
-    for place, source in zip(places, places[1:] + places[:1], strict=True):
-        moved[place] = captions[source]
-    return moved
-
-
-def attribute_floor(looks: list[Look]) -> dict[str, float]:
-    """Recall in percent of a model that knows size, colour, frame and background but not the character.
-
-    It ranks the pairs that share a caption's look first, in random order: R@k = mean over pairs of min(k, n) / n with
-    n pairs of that look. The same in both directions.
-    """
-    sizes = Counter(looks).values()
-    return {f"R@{k}": 100 * sum(min(k, n) for n in sizes) / len(looks) for k in (1, 5)}
+def train_counts(settings: Settings) -> list[int]:
+    """Training pairs of each character, `train_per_character` on average and at least one."""
+    weights = [rank**-settings.long_tail for rank in range(1, settings.characters + 1)]
+    scale = settings.characters * settings.train_per_character / sum(weights)
+    return [max(1, round(scale * weight)) for weight in weights]
 
 
 def write_shards(folder: Path, pairs: list[Pair], captions: list[str], shards: int, seed: int) -> None:
@@ -188,13 +154,14 @@ def make(out: Path, settings: Settings) -> dict:
     """
     if (out / "dataset.json").is_file():
         info = json.loads((out / "dataset.json").read_text())
-        if info["settings"] == asdict(settings):
+        if Settings(**info["settings"]) == settings:
             return info
     if out.exists():
         raise UserError(f"{out} exists and is not the data asked for: remove it or choose another --out")
     train, val = choose_pairs(settings)
-    captions = exchange([pair.caption for pair in train], settings.mismatched, settings.seed)
-    wrong = [pair.caption != caption for pair, caption in zip(train, captions, strict=True)]
+    right = shorten(train, settings.partial, settings.seed)
+    captions = exchange(right, settings.mismatched, settings.seed)
+    wrong = [a != b for a, b in zip(right, captions, strict=True)]
     partial = out.with_name(out.name + ".partial")  # renamed when complete, so that half a data set is never used
     shutil.rmtree(partial, ignore_errors=True)
     write_shards(partial / "train", train, captions, settings.train_shards, settings.seed)
@@ -227,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
         "train_per_character": "training pairs of each character",
         "val_per_character": "validation pairs of each character",
         "mismatched": "share of the training captions exchanged among themselves, 0 to 1",
+        "partial": "share of the training captions that say only some of what is seen, 0 to 1",
+        "long_tail": "exponent by which the number of training pairs falls with a character's rank",
         "train_shards": "number of training shards; at least data loader workers x ranks",
         "val_shards": "number of validation shards",
     }

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+QUICK = Path("runs", "quick")  # results of benchmarks.run --quick
 PACKAGES = ("torch", "open_clip_torch", "open-clip-train-fastclip")
 SETTINGS = ("OMP_", "MALLOC_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")  # of the environment, that change a timing
 
@@ -38,12 +40,22 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def commit() -> str | None:
+    """The commit of the code, with -dirty after it if files differ from it; None without git."""
+    describe = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def circumstances(module: str, argv: Sequence[str]) -> dict:
-    """Command, versions, machine and date: what has to be known to judge a number or to make it again."""
+    """Command, versions, commit, machine and date: what has to be known to judge a number or to make it again."""
     return {
         "command": shlex.join(["python", "-m", module, *argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "commit": commit(),
         "machine": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from open_clip_train_fastclip.errors import UserError
 
 from .run_log import last_line, read_log, read_results, samples_done
+
+MODULE = "open_clip_train_fastclip.main"
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Run:
     batch: int  # pairs a step
     steps: int  # over all epochs
     epochs: int
+    ranks: int = 1
     record: dict = field(default_factory=dict)
     process: subprocess.Popen | None = None
     started: float = 0.0
@@ -39,7 +43,10 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The ordinary command line, after the interpreter."""
-        return ["-m", "open_clip_train_fastclip.main", *self.arguments]
+        if self.ranks == 1:
+            return ["-m", MODULE, *self.arguments]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.ranks)]
+        return [*torchrun, "-m", MODULE, "--", *self.arguments]
 
     @property
     def error(self) -> str | None:
@@ -60,7 +67,7 @@ class Run:
             return False
         record = json.loads(self._record_file.read_text())
         same = record["arguments"] == self.arguments and record["data"] == self.data and record["exit_code"] == 0
-        if not same or len(read_results(self.folder)) < self.epochs:
+        if not same or not self.folder.is_dir():
             return False
         self.record = record
         return True
@@ -130,12 +137,16 @@ def _recall(result: dict) -> str:
     return f"R@1 {100 * result['image_to_text_R@1']:.1f} / {100 * result['text_to_image_R@1']:.1f}"
 
 
-def train_all(runs: list[Run], jobs: int) -> None:
-    """Runs what is not done yet, `jobs` at a time, in order. On an interrupt every process is ended."""
+def train_all(runs: list[Run], jobs: int, on_end: Callable[[Run], None] = lambda run: None) -> None:
+    """Runs what is not done yet, `jobs` at a time, in order. On an interrupt every process is ended.
+
+    `on_end` is called with every run, also one that was done before or failed.
+    """
     waiting = [run for run in runs if not run.is_done()]
     for run in runs:
         if run not in waiting:
             print(f"{run.name}: done before with the same command and data, used again", flush=True)
+            on_end(run)
     places: list[Display | None] = [None] * jobs
     try:
         while waiting or any(places):
@@ -147,6 +158,7 @@ def train_all(runs: list[Run], jobs: int) -> None:
                 elif shown is not None and shown.run.has_ended():
                     shown.close()
                     places[i] = None
+                    on_end(shown.run)
                 elif shown is not None:
                     shown.update()
             time.sleep(0.5)

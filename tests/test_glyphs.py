@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import glyphs
+from benchmarks.captions import FILLERS
+from benchmarks.characters import Character
 from benchmarks.glyphs import Look, Settings
 from open_clip_train_fastclip.errors import UserError
 
@@ -70,6 +72,36 @@ def test_exchange_refuses_a_share_it_cannot_make(share):
         glyphs.exchange([f"caption {i}" for i in range(10)], share, seed=0)
 
 
+def test_a_share_of_the_captions_is_partial_and_names_the_character():
+    train, _ = glyphs.choose_pairs(SMALL)
+    shortened = glyphs.shorten(train, 0.5, seed=0)
+    partial = [(pair, caption) for pair, caption in zip(train, shortened, strict=True) if pair.caption != caption]
+    assert len(partial) == len(train) // 2
+    for pair, caption in partial:
+        filler = next(filler for filler in FILLERS if caption.startswith(filler))
+        rest, whole = caption.removeprefix(filler).strip(), pair.caption
+        assert pair.character.name in rest and set(rest.split()) <= set(whole.split())
+    assert 15 < sum(caption.endswith(f"on {pair.look.background}") for pair, caption in partial) < 45  # about half
+
+
+def test_a_long_tail_keeps_the_number_of_pairs_and_the_order():
+    assert glyphs.train_counts(SMALL) == [10] * 12
+    counts = glyphs.train_counts(replace(SMALL, long_tail=1.0))
+    assert counts == sorted(counts, reverse=True) and abs(sum(counts) - 120) <= 6
+    assert counts[0] == round(120 / sum(1 / n for n in range(1, 13))) == 39
+    train, val = glyphs.choose_pairs(replace(SMALL, long_tail=1.0))
+    assert sorted(Counter(pair.character.name for pair in train).values(), reverse=True) == counts
+    assert set(Counter(pair.character.name for pair in val).values()) == {4}
+
+
+def test_data_made_before_an_option_existed_are_used_again(data, tmp_path):
+    folder, info = data
+    (tmp_path / "old").mkdir()
+    older = {name: value for name, value in info["settings"].items() if name not in ("partial", "long_tail")}
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps({**info, "settings": older}))
+    assert glyphs.make(tmp_path / "old", SMALL)["sha256"] == info["sha256"]
+
+
 def test_pictures_are_32_px_rgb_and_every_caption_is_unique(data):
     folder, info = data
     train, val = read_pairs(folder / "train"), read_pairs(folder / "val")
@@ -97,7 +129,7 @@ def test_no_character_is_shown_twice_under_two_names():
 
 
 def test_caption_names_what_is_seen():
-    character = glyphs.Character("λ", "greek small letter lambda", ())
+    character = Character("λ", "greek small letter lambda", ())
     seen = glyphs.Pair(character, Look("red", "navy", True, "blue")).caption
     assert seen == "small red greek small letter lambda framed in blue on navy"
     assert glyphs.Pair(character, Look("red", "navy", False, None)).caption == "red greek small letter lambda on navy"
@@ -138,6 +170,8 @@ def test_existing_data_are_used_again_or_refused_but_never_replaced(data, capsys
         ("--characters 2 --train-per-character 288", "has only 288 captions"),
         ("--fonts /no/such/font.ttf", "/no/such/font.ttf cannot be read"),
         ("--mismatched 2", "--mismatched 2"),
+        ("--partial 1.5", "--partial 1.5"),
+        ("--long-tail -1", "--long-tail -1"),
     ],
 )
 def test_wrong_options_get_one_line(options, message, tmp_path, capsys):

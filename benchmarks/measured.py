@@ -1,0 +1,172 @@
+"""What was measured and what is published for the rows of a table, as figures; report.py and plots.py show them."""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from . import tiny
+from .cluster import Job
+from .glyph_scores import RECALLS
+from .records import RESULTS
+from .store import DONE, Store, key_of
+from .tables import Comparison, Row, Table
+
+PUBLISHED = Path(__file__).parent / "published"
+PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
+R1 = ("image_to_text_R@1", "text_to_image_R@1")
+
+
+class Figure(NamedTuple):
+    """Mean over seeds, standard deviation of one seed (0 for a single one), and number of seeds."""
+
+    mean: float
+    std: float
+    count: int
+
+
+def figure(values: Iterable[float]) -> Figure | None:
+    """None for no values."""
+    values = list(values)
+    if not values:
+        return None
+    return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+class Measured:
+    """The stored runs of one row at one scale, one a seed."""
+
+    def __init__(self, row: Row, scale: str, store: Store, evaluations: dict[tuple[str, str], float]):
+        self.row, self.scale = row, scale
+        if scale == "tiny":
+            keys = [key_of(tiny.settings_of(row, seed)) for seed in range(row.seeds)]
+        else:
+            keys = [Job(row, scale, seed).key for seed in range(row.seeds)]
+        runs = [run for key in keys if (run := store.get(key))]
+        self.done = [run for run in runs if run["status"] == DONE]
+        self.failed = [run for run in runs if run["status"] != DONE]
+        self._evaluations = evaluations
+
+    def metric(self, name: str) -> Figure | None:
+        """A score in percent: R@1 (mean of both ways), one of RECALLS, top1 or top5 (zero-shot), tuning (R@1); or tau.
+
+        At the larger scales a suite of benchmarks.evaluate, or tau.
+        """
+        return figure(self.by_seed(name).values())
+
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The values of `metric`, of each finished seed that has one."""
+        values = {run["settings"]["seed"]: self._value(run, name) for run in self.done}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def _value(self, run, name):
+        if name == "tau":
+            return run["tau"]
+        if self.scale != "tiny":
+            return self._evaluations.get((run["name"], name))
+        scores = run["scores"]
+        if name == "tuning":
+            return statistics.fmean(scores["tuning"][way] for way in R1)
+        if name == "R@1":
+            return statistics.fmean(scores["reported"][way] for way in R1)
+        return scores["reported"][name] if name in RECALLS else scores["zero_shot"][name]
+
+    def curve(self) -> dict[int, Figure]:
+        """Samples seen -> R@1 (mean of both ways); at the larger scales ImageNet top 1, where it was evaluated."""
+        points: dict[int, list[float]] = {}
+        for run in self.done:
+            for point in run["curve"]:
+                names = R1 if self.scale == "tiny" else ("imagenet-zeroshot-val-top1",)
+                if all(name in point for name in names):
+                    points.setdefault(point["samples"], []).append(statistics.fmean(point[name] for name in names))
+        return {samples: figure(values) for samples, values in sorted(points.items())}
+
+    def step_time(self) -> dict[str, float]:
+        """Milliseconds of a step by part, mean over the ranks of one run; empty without traces."""
+        return next((run["step_time"] for run in self.done if run.get("step_time")), {})
+
+
+def gain(better: Measured, base: Measured, name: str) -> Figure | None:
+    """Mean gain over the seeds that both have, with its standard error in place of the deviation.
+
+    By seed, since runs of one seed begin with the same weights and so go up and down together.
+    """
+    scores, base_scores = better.by_seed(name), base.by_seed(name)
+    found = figure(scores[seed] - base_scores[seed] for seed in scores.keys() & base_scores.keys())
+    return found and found._replace(std=found.std / math.sqrt(found.count))
+
+
+def fewer_samples(base: dict[int, Figure], better: dict[int, Figure]) -> float | None:
+    """base's samples at its end over those at which better's curve first reaches base's final score.
+
+    Between evaluations the curve is a straight line; before the first it starts at 0. None: there is no curve, or it
+    does not get there.
+    """
+    if not base or not better:
+        return None
+    end = max(base)
+    before = (0, 0.0)
+    for samples, point in better.items():
+        if point.mean >= base[end].mean:
+            share = (base[end].mean - before[1]) / (point.mean - before[1])
+            return end / (before[0] + share * (samples - before[0]))
+        before = samples, point.mean
+    return None
+
+
+def read_evaluations(folder: Path = RESULTS) -> dict[tuple[str, str], float]:
+    """(run's name, suite) -> the newest mean in percent that benchmarks.evaluate stored."""
+    path = folder / "evaluate.jsonl"
+    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else [])
+    return {
+        (Path(row["checkpoint"]).absolute().parent.parent.name, row["suite"]): 100 * row["value"]
+        for row in rows
+        if row["kind"] == "mean" and row["value"] is not None
+    }
+
+
+def published(table: Table, row: Row, scale: str, file: str | None = None) -> dict[str, str]:
+    """Column -> cell as published at `scale`, with the deviation where there is one; empty for what is not published.
+
+    Rows that differ from a published algorithm in their own flags have none.
+    """
+    file = file or table.published
+    if not file or row.flags.keys() - {"--profile"}:
+        return {}
+    with (PUBLISHED / file).open(newline="") as lines:
+        rows = [line for line in csv.DictReader(lines) if _is_of(line, row, scale)]
+    cells: dict[str, list[str]] = {}
+    for line in rows:
+        for column, value in line.items():
+            if column in ("setting", "nodes", "algorithm", "source", "epochs", "samples_seen_billion") or not value:
+                continue
+            if not column.endswith("_std"):
+                text = f"{value} ({line[f'{column}_std']})" if line.get(f"{column}_std") else value
+                cells.setdefault(column, []).append(text + (f" at {line['epochs']} epochs" if "epochs" in line else ""))
+    return {column: "; ".join(texts) for column, texts in cells.items()}
+
+
+def published_gain(table: Table, base: Row, better: Row, scale: str) -> dict[str, str]:
+    """Column -> published gain of `better` over `base`: as printed where it is, else from the published scores."""
+    if table.published_gaps:
+        return published(table, better, scale, table.published_gaps)
+    scores = [published(table, row, scale) for row in (base, better)]
+    values = [{column: float(cell.split()[0]) for column, cell in cells.items()} for cells in scores if cells]
+    return {c: f"{values[1][c] - values[0][c]:+.2f}" for c in values[0]} if len(values) == 2 else {}
+
+
+def _is_of(line, row, scale):
+    return (
+        line.get("setting", "xlarge") == scale
+        and line.get("algorithm", row.loss) == PUBLISHED_LOSSES.get(row.loss, row.loss)
+        and ("nodes" not in line or line["nodes"] == str(row.nodes))
+    )
+
+
+def pairs(table: Table, rows: list[Measured]) -> list[tuple[Comparison, Measured, Measured]]:
+    """Each comparison of a table with the measured rows it names."""
+    by_name = {measured.row.name: measured for measured in rows}
+    return [(comparison, by_name[comparison.base], by_name[comparison.better]) for comparison in table.comparisons]

@@ -1,0 +1,106 @@
+"""Runs what is missing of a table, or of all.
+
+    python -m benchmarks.run TABLE --scale tiny|medium|large|xlarge [--launcher local|slurm] [--seeds 3] [--dry-run]
+
+A finished run is found in benchmarks/results/runs.jsonl by its settings, whichever table it was run for, and never
+repeated; a failed one is tried again. `python -m benchmarks.report` shows the outcome.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from open_clip_train_fastclip.errors import UserError
+
+from . import cluster, tables, tiny
+from .records import QUICK, RESULTS
+from .store import Store, key_of
+
+
+def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[tables.Row, int]]:
+    """Every (row, seed) of the tables at a scale, in order."""
+    rows = [row for name in names for row in tables.load(name).rows_at(scale)]
+    if quick:
+        rows = [tables.quick(row) for row in rows]
+    return [(row, seed) for row in rows for seed in range(min(seeds, row.seeds))]
+
+
+def run_tiny(args, store: Store) -> int:
+    """Trains on this machine; returns the exit code."""
+    wanted, keys = [], set()
+    for row, seed in planned(args.tables, "tiny", args.seeds, args.quick):
+        key = key_of(tiny.settings_of(row, seed))
+        if key not in keys and not store.is_done(key):
+            wanted.append((row, seed))
+        keys.add(key)
+    print(f"{len(keys)} runs, {len(keys) - len(wanted)} of them finished before", flush=True)
+    if args.dry_run:
+        for row, seed in wanted:
+            print(shlex.join(["python", *tiny.make_run(row, seed, "").command]))
+        return 0
+    runs = tiny.run_all(wanted, store, args.jobs)
+    return 1 if any(run.error for run in runs) else 0
+
+
+def run_larger(args, store: Store) -> int:
+    """Submits to SLURM, or trains on this machine's GPUs; returns the exit code."""
+    local = args.launcher == "local"
+    gpus = cluster.require_gpus_and_data(args.scale) if local else 0
+    rows = planned(args.tables, args.scale, args.seeds)
+    jobs = [cluster.Job(row, args.scale, seed) for row, seed in rows if not (local and row.nodes)]
+    if len(jobs) < len(rows):
+        print("left out: the rows that are about the number of nodes, which take --launcher slurm")
+    jobs = {job.key: job for job in jobs}
+    missing = [job for job in jobs.values() if not store.is_done(job.key)]
+    print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before", flush=True)
+    if args.dry_run:
+        for job in missing:
+            print(shlex.join(["python", *job.local_run(gpus).command] if local else job.submission))
+        return 0
+    return cluster.run_here(missing, store, gpus) if local else cluster.submit(missing, store)
+
+
+def _positive(text):
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 1 (a run failed) or 2 (wrong input)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run what is missing of a table.")
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.NAMES)}")
+    parser.add_argument("--scale", choices=tables.SCALES, required=True)
+    parser.add_argument("--launcher", choices=("local", "slurm"), help="default: local at scale tiny, else slurm")
+    parser.add_argument("--seeds", type=_positive, default=3, help="most seeds of a row (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=_positive, default=2, help="runs at a time on this machine (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="scale tiny with one seed and a third of the epochs")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument("--results", type=Path, help=f"folder of runs.jsonl (default: {RESULTS}, --quick: {QUICK})")
+    args = parser.parse_args(argv)
+    args.tables = list(tables.NAMES) if args.tables == ["all"] else args.tables
+    store = Store(args.results or (QUICK if args.quick else RESULTS))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        if args.scale == "tiny":
+            if args.launcher == "slurm":
+                raise UserError("--scale tiny runs on this machine: leave --launcher slurm out")
+            return run_tiny(args, store)
+        args.launcher = args.launcher or "slurm"
+        return run_larger(args, store)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished runs are not repeated", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Scale tiny of the tables: every run trains the quickstart's model on glyph data, on the CPUs of this machine."""
+
+import math
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from open_clip_train_fastclip.errors import UserError
+
+from . import glyphs
+from .glyph_scores import REPORTED_SHARDS, floor, scores
+from .quickstart import MODEL, WARMUP_SHARE
+from .records import circumstances
+from .run_log import final_temperature, read_log, read_results, samples_per_second, step_parts
+from .store import DONE, FAILED, Store, key_of
+from .tables import Row, arguments_of
+from .training_runs import MODULE, Run, train_all
+
+LOGS = Path("runs", "tables")
+COMMON = f"--model {MODEL} --wd 0.1 --workers 0 --precision fp32 --device cpu --save-frequency 0 --log-every-n-steps 20"
+
+
+def settings_of(row: Row, seed: int) -> dict:
+    """What a run's result depends on, and what is measured on the way; the same settings are the same run."""
+    flags = {"--loss": row.loss} | row.tiny | row.flags
+    of_row = {name: getattr(row, name) for name in ("batch", "ranks", "epochs", "curve")}
+    return {"flags": flags, "common": COMMON, "data": asdict(row.data), "seed": seed} | of_row
+
+
+def data_folder(data: glyphs.Settings) -> Path:
+    """Where the glyph data of these settings are made."""
+    return Path("data", f"tables-{key_of(asdict(data))}")
+
+
+def make_run(row: Row, seed: int, sha256: str) -> Run:
+    """The training run of a row and seed on data with that hash."""
+    data, steps = data_folder(row.data), math.ceil(train_pairs(row.data) / row.batch) * row.epochs
+    key = key_of(settings_of(row, seed))
+    arguments = [
+        *arguments_of({"--loss": row.loss}),
+        *COMMON.split(),
+        *arguments_of(row.tiny | row.flags),
+        *("--train-data", f"{data}/train/{{00000..{row.data.train_shards - 1:05d}}}.tar"),
+        *("--batch-size", str(row.batch // row.ranks), "--epochs", str(row.epochs), "--seed", str(seed)),
+        *("--warmup", str(round(WARMUP_SHARE * steps)), "--logs", str(LOGS), "--name", f"{row.name}-seed{seed}-{key}"),
+    ]
+    if row.curve:
+        arguments += ["--val-data", f"{data}/val/{{00000..{REPORTED_SHARDS - 1:05d}}}.tar", "--val-frequency", "2"]
+        pairs = row.data.characters * row.data.val_per_character * REPORTED_SHARDS // row.data.val_shards
+        arguments += ["--val-num-samples", str(pairs)]
+    if row.ranks > 1 and row.loss == "clip":
+        arguments += ["--local-loss", "--gather-with-grad"]
+    return Run(f"{row.name}-seed{seed}-{key}", LOGS, arguments, sha256, row.batch, steps, row.epochs, row.ranks)
+
+
+def train_pairs(data: glyphs.Settings) -> int:
+    """Number of training pairs that glyphs.make makes."""
+    return sum(glyphs.train_counts(data))
+
+
+def _make_data(data: glyphs.Settings, store: Store) -> str:
+    """Makes the data and returns their hash. Raises UserError if stored runs had other data of the same settings."""
+    sha256 = glyphs.make(data_folder(data), data)["sha256"]
+    for row in store.rows.values():
+        if row["scale"] == "tiny" and row["settings"]["data"] == asdict(data) and row["data_sha256"] != sha256:
+            raise UserError(
+                f"{data_folder(data)} differs from the data of the runs in {store.path}, as with another version of "
+                "Pillow or matplotlib: install requirements.txt, or give another --results"
+            )
+    return sha256
+
+
+def run_all(wanted: list[tuple[Row, int]], store: Store, jobs: int) -> list[Run]:
+    """Trains every (row, seed), `jobs` at a time, and stores each as it ends; last, alone, what needs the machine."""
+    runs = {}
+    for row, seed in wanted:
+        run = make_run(row, seed, _make_data(row.data, store))
+        runs.setdefault(run.name, (run, row, seed))
+
+    def keep(run):
+        _, row, seed = runs[run.name]
+        store.add(result_of(run, row, seed))
+        if not run.error:
+            shutil.rmtree(run.folder)  # 50 MB; what matters is stored, and NAME.log stays
+
+    alone = [run for run, *_ in runs.values() if run.ranks > 1 or "--profile" in run.arguments]
+    others = [run for run, *_ in runs.values() if run not in alone]
+    train_all(others, jobs, keep)
+    train_all(alone, 1, keep)
+    return others + alone
+
+
+def result_of(run: Run, row: Row, seed: int) -> dict:
+    """The line of results/runs.jsonl for a run that ended, well or not."""
+    settings, info = settings_of(row, seed), glyphs.make(data_folder(row.data), row.data)
+    minutes = run.record["minutes"]
+    result = {
+        "key": key_of(settings),
+        "scale": "tiny",
+        "name": run.name,
+        "loss": row.loss,
+        "settings": settings,
+        "data_sha256": info["sha256"],
+        "train_pairs": info["train_pairs"],
+        "seconds": minutes and round(60 * minutes),
+        **circumstances(MODULE, run.arguments),
+        "command": shlex.join(["python", *run.command]),
+    }
+    if run.error:
+        return result | {"status": FAILED, "error": run.error}
+    log = read_log(run.folder)
+    (checkpoint,) = (run.folder / "checkpoints").glob("epoch_*.pt")
+    curve = [
+        {"samples": evaluation["epoch"] * info["train_pairs"]}
+        | {name: round(100 * evaluation[name], 2) for name in evaluation if name.endswith(("R@1", "R@5"))}
+        for evaluation in read_results(run.folder)
+    ]
+    return result | {
+        "status": DONE,
+        "scores": scores(checkpoint, data_folder(row.data)),
+        "floor": floor(data_folder(row.data)),
+        "tau": round(final_temperature(log), 4),
+        "samples_per_second": round(samples_per_second(log)),
+        "curve": curve,
+        "step_time": step_parts(run.folder),
+    }
