@@ -13,24 +13,17 @@ import signal
 import sys
 from pathlib import Path
 
+from open_clip_train_fastclip.config import LOSSES as FASTCLIP_LOSSES
 from open_clip_train_fastclip.errors import UserError
 
 from . import glyphs
 from .quickstart_table import write_table
 from .training_runs import Run, train_all
 
-GAMMA = "--fastclip-gamma 0.2"
-MEMORY = f"{GAMMA} --fastclip-gamma-decay-epochs 6"
 LOSSES = {
     "clip": "--loss clip",
     "clip-frozen": "--loss clip --freeze-temperature --temperature 0.07",
-    "sogclr": f"--loss sogclr {GAMMA}",
-    "isogclr": f"--loss isogclr {GAMMA}",
-    "fastclip-v0": f"--loss fastclip-v0 {MEMORY}",
-    "fastclip-v1": f"--loss fastclip-v1 {MEMORY}",
-    "fastclip-v2": f"--loss fastclip-v2 {MEMORY}",
-    "fastclip-v3": f"--loss fastclip-v3 {MEMORY} --fastclip-rho 2.5 --fastclip-tau-lr 1e-3",
-}
+} | {loss: f"--loss {loss}" for loss in FASTCLIP_LOSSES}  # with the defaults of their flags
 DEFAULT_LOSSES = ("clip", "clip-frozen", "fastclip-v1", "fastclip-v3")
 MODEL, BATCH, EPOCHS = "ViT-Glyph-32", 32, 12
 WARMUP_SHARE = 0.05  # of all steps
