@@ -1,5 +1,5 @@
 # make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table
-# make test         all tests, two files at a time
+# make test         all tests, two files at a time, and then those on a real SLURM
 # make soak         kill twenty short runs at random moments and resume them (about 15 minutes)
 # make lint         ruff and shellcheck
 # Each makes .venv first if it is missing or older than requirements.txt.
@@ -18,7 +18,8 @@ quickstart: $(VENV)/.complete
 	$(VENV)/bin/python -m benchmarks.quickstart --mismatched $(MISMATCHED) --losses $(LOSSES)
 
 test: $(VENV)/.complete
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slurm"
+	$(VENV)/bin/python -m pytest -m slurm  # alone: its 32 processes take 16 GB
 
 soak: $(VENV)/.complete
 	$(VENV)/bin/python tests/soak.py
