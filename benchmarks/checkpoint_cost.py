@@ -57,34 +57,34 @@ def observed_run(argv: list[str], saves: int) -> Times:
     """On every rank: run the command until so many saves are complete (0: until the first step) and end it."""
     open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
     times, clock, start = Times(), time.perf_counter, time.perf_counter()
-    last = began = None
-    real_boundary, real_begin = SnapshotSaver.at_boundary, SnapshotSaver._begin
+    last = started = None
+    real_boundary, real_begin, real_finish = SnapshotSaver.at_boundary, SnapshotSaver._begin, SnapshotSaver._finish
 
     def begin(self, progress):
-        before = clock()
+        nonlocal started
+        started = clock()
         real_begin(self, progress)
-        times.copies.append(clock() - before)
+        if len(times.saves) < saves:  # the save that ends the run is another kind
+            times.copies.append(clock() - started)
+            times.pauses.append(times.copies[-1])
+
+    def finish_save(self):
+        arrived = clock()
+        folder = real_finish(self)
+        if len(times.saves) < saves:
+            times.pauses[-1] += clock() - arrived
+            times.saves.append(clock() - started)
+        return folder
 
     def at_boundary(self, progress):
-        nonlocal last, began
+        nonlocal last
         arrived = clock()
         if times.first_step is None:
             times.first_step = arrived - start
-        elif began is None:
-            times.steps.append(arrived - last)
         else:
-            times.slowed_steps.append(arrived - last)
-        copies = len(times.copies)
+            (times.steps if self._running is None else times.slowed_steps).append(arrived - last)
         real_boundary(self, progress)
         last = clock()
-        if len(times.copies) > copies:  # a save began, and may be complete already
-            began = arrived
-            times.pauses.append(0.0)
-        if began is not None:
-            times.pauses[-1] += last - arrived
-            if self._running is None:
-                times.saves.append(last - began)
-                began = None
         if len(times.saves) >= saves:
             os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -93,6 +93,7 @@ def observed_run(argv: list[str], saves: int) -> Times:
         patch.object(open_clip_train.main, "setup_logging", lambda *_: logging.getLogger().setLevel(logging.ERROR)),
         patch.object(SnapshotSaver, "at_boundary", at_boundary),
         patch.object(SnapshotSaver, "_begin", begin),
+        patch.object(SnapshotSaver, "_finish", finish_save),
     ):
         code = train(argv)
     if code != EXIT_STOPPED:
