@@ -28,6 +28,7 @@ from open_clip_train_fastclip.snapshot_saver import SnapshotSaver
 from open_clip_train_fastclip.stopping import EXIT_STOPPED
 
 from . import glyphs
+from .command import positive
 from .processes import existing_group, in_processes
 from .records import RESULTS, finish, quartiles
 
@@ -140,10 +141,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--samples", nargs="+", type=int, default=SAMPLES, metavar="N", help="rows of the table (default: %(default)s)"
     )
-    parser.add_argument("--saves", type=int, default=3, help="of each run (default: %(default)s)")
+    parser.add_argument("--saves", type=positive, default=3, help="of each run (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of checkpoint_cost.jsonl")
     args = parser.parse_args(argv)
     settings = glyphs.Settings(characters=20, train_per_character=20, val_per_character=1, val_shards=1)
+    pairs = settings.characters * settings.train_per_character
+    if min(args.samples) <= pairs:
+        parser.error(f"--samples {min(args.samples)}: the table must be larger than the {pairs} pairs of the data")
     rows = []
     with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as name:
         data = Path(name, "data")

@@ -19,6 +19,7 @@ import open_clip_train_fastclip
 from open_clip_train_fastclip.durable import one_line
 from open_clip_train_fastclip.errors import UserError
 
+from .command import positive
 from .evaluation_tasks import SUITES, Task
 from .records import RESULTS, finish
 from .run_log import read_settings
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--suite", required=True, choices=SUITES)
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets' folders wds_NAME")
     parser.add_argument("--model", help="name of the model (default: what the run's params.txt says)")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of evaluate.jsonl")
     args = parser.parse_args(argv)

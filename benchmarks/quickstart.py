@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from open_clip_train_fastclip.config import LOSSES as FASTCLIP_LOSSES
-from open_clip_train_fastclip.errors import UserError
 
 from . import glyphs
+from .command import exit_code_of
 from .quickstart_table import write_table
 from .training_runs import Run, train_all
 
@@ -48,6 +48,16 @@ def plan(losses: list[str], data: Path, logs: Path, info: dict, epochs: int) -> 
     ]
 
 
+def compare(args, data: Path, logs: Path) -> int:
+    """Makes the data, trains what is not trained yet and prints the table; 1 if a run failed."""
+    info = glyphs.make(data, glyphs.Settings(mismatched=args.mismatched))
+    print(f"data: {data}, see {data}/contact_sheet.png; runs: {logs}", flush=True)
+    runs = plan(list(dict.fromkeys(args.losses)), data, logs, info, EPOCHS)
+    train_all(runs, max(1, min(args.jobs, len(runs))))
+    print("\n" + write_table(runs, info, logs))
+    return 1 if any(run.error for run in runs) else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 (a run failed) or 2 (wrong input)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -72,19 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     # The default share has the plain names; others lie beside it, so that no table replaces another's.
     suffix = "" if args.mismatched == default_share else f"-mismatched-{args.mismatched:g}"
     data, logs = Path("data", f"glyphs{suffix}"), Path("runs", f"quickstart{suffix}")
-    try:
-        info = glyphs.make(data, glyphs.Settings(mismatched=args.mismatched))
-        print(f"data: {data}, see {data}/contact_sheet.png; runs: {logs}", flush=True)
-        runs = plan(list(dict.fromkeys(args.losses)), data, logs, info, EPOCHS)
-        train_all(runs, max(1, min(args.jobs, len(runs))))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished runs are used again next time", file=sys.stderr)
-        return 130
-    print("\n" + write_table(runs, info, logs))
-    return 1 if any(run.error for run in runs) else 0
+    return exit_code_of(lambda: compare(args, data, logs))
 
 
 if __name__ == "__main__":

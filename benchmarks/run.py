@@ -16,6 +16,7 @@ from pathlib import Path
 from open_clip_train_fastclip.errors import UserError
 
 from . import cluster, tables, tiny
+from .command import exit_code_of, positive
 from .records import QUICK, RESULTS
 from .store import Store, key_of
 
@@ -63,10 +64,20 @@ def run_larger(args, store: Store) -> int:
     return cluster.run_here(missing, store, gpus) if local else cluster.submit(missing, store)
 
 
-def _positive(text):
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
-    return int(text)
+def run(args) -> int:
+    """Runs what the arguments ask for; returns the exit code. Raises UserError for what does not go together."""
+    names = list(tables.NAMES) if args.tables == ["all"] else args.tables
+    args.tables = [name for name in names if args.scale in tables.load(name).scales]
+    if not args.tables:
+        scales = ", ".join(tables.load(names[0]).scales)
+        raise UserError(f"{', '.join(names)}: there is no --scale {args.scale} of it: take {scales}")
+    store = Store(args.results or (QUICK if args.quick else RESULTS))
+    if args.scale != "tiny":
+        args.launcher = args.launcher or "slurm"
+        return run_larger(args, store)
+    if args.launcher == "slurm":
+        raise UserError("--scale tiny runs on this machine: leave --launcher slurm out")
+    return run_tiny(args, store)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,31 +86,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.NAMES)}")
     parser.add_argument("--scale", choices=tables.SCALES, required=True)
     parser.add_argument("--launcher", choices=("local", "slurm"), help="default: local at scale tiny, else slurm")
-    parser.add_argument("--seeds", type=_positive, default=3, help="most seeds of a row (default: %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=3, help="most seeds of a row (default: %(default)s)")
     parser.add_argument(
-        "--jobs", type=_positive, default=2, help="runs at a time on this machine (default: %(default)s)"
+        "--jobs", type=positive, default=2, help="runs at a time on this machine (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="scale tiny with one seed and a third of the epochs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--results", type=Path, help=f"folder of runs.jsonl (default: {RESULTS}, --quick: {QUICK})")
     args = parser.parse_args(argv)
-    args.tables = list(tables.NAMES) if args.tables == ["all"] else args.tables
-    store = Store(args.results or (QUICK if args.quick else RESULTS))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        if args.scale == "tiny":
-            if args.launcher == "slurm":
-                raise UserError("--scale tiny runs on this machine: leave --launcher slurm out")
-            return run_tiny(args, store)
-        args.launcher = args.launcher or "slurm"
-        return run_larger(args, store)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished runs are not repeated", file=sys.stderr)
-        return 130
+    return exit_code_of(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from open_clip_train_fastclip.config import LOSSES
 from open_clip_train_fastclip.patches import applied
 from open_clip_train_fastclip.run import Run
 
+from .command import positive
 from .processes import existing_group, in_processes
 from .records import RESULTS, finish, quartiles, ratio_quartiles
 from .table_cost import table_rows
@@ -162,18 +163,29 @@ def show(rows: list[dict]) -> None:
         print(f"{row['loss']:13} {row['samples_per_second']:10.1f} {ratio}", flush=True)
 
 
+def case_of(text: str) -> str:
+    """The type of MODEL:BATCH."""
+    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    model, _, batch = text.rpartition(":")
+    if model not in open_clip.list_models():
+        raise argparse.ArgumentTypeError(f"{text} is no MODEL:BATCH with a model of open_clip.list_models()")
+    positive(batch)
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_cost", description="Cost of whole training steps.")
     parser.add_argument(
-        "cases", nargs="*", default=CASES, metavar="MODEL:BATCH", help=f"pairs a rank (default: {' '.join(CASES)})"
-    )
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2], help="default: %(default)s")
+        "cases", nargs="*", type=case_of, default=CASES, metavar="MODEL:BATCH",
+        help=f"pairs a rank (default: {' '.join(CASES)})",
+    )  # fmt: skip
+    parser.add_argument("--ranks", nargs="+", type=positive, default=[1, 2], help="default: %(default)s")
     parser.add_argument(
         "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS", help="default: all of FastCLIP's"
     )
-    parser.add_argument("--rounds", type=int, default=10, help="blocks of each loss (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of a block, an epoch (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=10, help="blocks of each loss (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=20, help="of a block, an epoch (default: %(default)s)")
     parser.add_argument(
         "--table-samples", type=int, default=414_080_000, metavar="N",
         help="rows of the table whose cost is measured on 2 ranks; 0: leave it out (default: LAION400M's %(default)s)",

@@ -16,6 +16,7 @@ from pathlib import Path
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.profiling import FOLDER
 
+from .command import exit_code_of
 from .records import RESULTS, finish
 from .run_log import read_settings
 from .trace_times import read_trace, step_times
@@ -52,14 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a run that was trained with --profile")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of step_time.jsonl")
     args = parser.parse_args(argv)
-    try:
+
+    def measure() -> int:
         rows = rows_of(args.run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    show(rows)
-    finish("step_time", argv, rows, args.results)
-    return 0
+        show(rows)
+        finish("step_time", argv, rows, args.results)
+        return 0
+
+    return exit_code_of(measure)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the moments (default: by chance)")
     args = parser.parse_args()
+    if args.kills < 1:
+        parser.error(f"--kills {args.kills}: give 1 or more")
     chance = random.Random(args.seed)
     failed = 0
     print(f"{args.kills} kills of runs of {RANKS} ranks, {date.today()}, --seed {args.seed}\n", flush=True)

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from open_clip import get_input_dtype
-from open_clip_train.data import get_dataset_size
 
 from . import checks, params, snapshot
 from .bad_steps import BadSteps
@@ -30,12 +29,12 @@ from .reduction import compress_gradients
 from .resume import ResumedRun, check_snapshot, go_on_inside, load_checkpoint, newest_checkpoint
 from .saving import LATEST_IN_THE_MAKING, Saver
 from .schedules import cosine_lr_at
-from .shard_sizes import ShardManifest, read_manifest
-from .shards import check_shards, check_shards_for_workers
+from .shard_sizes import ShardManifest
+from .shards import check_shards
 from .snapshot_saver import SnapshotSaver
 from .stopping import Stopped, StopSignals
 from .training import FastCLIPBatches, LoopLoss, ProgressBatches, ResumableBatches
-from .training_data import ids_are_positions, with_ids
+from .training_data import read_shard_sizes, with_ids
 
 EVALUATION_LIMIT = timedelta(days=1)
 
@@ -49,14 +48,6 @@ class View:
 
     def __getattr__(self, name):
         return getattr(self._module, name)
-
-
-def _counted(train_data: str) -> bool:
-    """Whether OpenCLIP finds the size of the data set in its sizes.json or __len__."""
-    try:
-        return bool(get_dataset_size(train_data)[0])
-    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, OSError):  # it lacks a shard, or is no table
-        return False
 
 
 class Run:
@@ -104,29 +95,10 @@ class Run:
             folder = Path(args.logs, args.name or "", "checkpoints")
             args.save_most_recent = self.save_most_recent and not snapshot.snapshots(folder)
         if args.train_data and checks.is_webdataset(args.train_data, args.dataset_type):
-            self._read_manifest(args)
+            self.manifest = read_shard_sizes(args)
         if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
             agree(check_shards, args.val_data, "--val-data")
         return device
-
-    def _read_manifest(self, args) -> None:
-        """Shard sizes: for the ids, and for --train-num-samples when it is not given."""
-        by_position = checks.is_resumable(args) and ids_are_positions(args)
-        # OpenCLIP's own losses keep OpenCLIP's count where it has one
-        uncounted = args.train_num_samples is None and (checks.is_fastclip(args) or not _counted(args.train_data))
-        if by_position or uncounted:
-            self.manifest = read_manifest(
-                args.train_data,
-                samples_per_shard=args.samples_per_shard,
-                cache_dir=args.logs if checks.logs_are_written(args) else None,
-                progress=args.rank == 0,
-            )
-            num_shards = len(self.manifest.listed)
-        else:
-            num_shards = len(agree(check_shards, args.train_data))
-        agree(check_shards_for_workers, num_shards, args.workers, args.world_size, args.dataset_resampled)
-        if uncounted:
-            args.train_num_samples = self.manifest.num_listed_samples
 
     def torch_of_distributed(self, stock):
         """torch as OpenCLIP's distributed module sees it: process groups get --dist-timeout."""

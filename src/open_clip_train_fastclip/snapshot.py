@@ -23,7 +23,7 @@ from .checkpoint import StateCopy, finish_state, write_rows
 from .durable import atomic_torch_save, one_line, writing
 from .errors import UserError
 from .folders import check_entry, entry_of, in_the_making, publish, write_index, write_tensors
-from .state_index import INDEX, REPLACED, UNFINISHED, content_checksum, rank_file, read_checked, require
+from .state_index import INDEX, REPLACED, UNFINISHED, check_header, content_checksum, rank_file, read_checked, require
 from .state_index import sealed as sealed_state
 
 CHECKPOINT, STATE = "checkpoint.pt", "state.fastclip"
@@ -103,10 +103,7 @@ def read_index(folder: Path) -> dict:
 
 def check_index(index) -> None:
     """Raise ValueError that says what is wrong with the contents of an index."""
-    require(isinstance(index, dict) and index.get("format") == FORMAT, "it is no index of a run")
-    require(index.get("version") == VERSION, "it was written by another version of open-clip-train-fastclip")
-    content = {name: value for name, value in index.items() if name != "crc32"}
-    require(content_checksum(content) == index.get("crc32"), "its checksum differs")
+    check_header(index, FORMAT, VERSION, "run")
     for name, least in NUMBERS.items():
         require(type(index.get(name)) is int and least <= index[name] < 2**63, f"{name} is no number in range")
     require(type(index.get("seed")) is int, "seed is no number")

@@ -69,12 +69,17 @@ def read_checked(path: Path, check: Callable, kind: str, cure: str) -> dict:
     return index
 
 
-def check_index(index) -> None:
-    """Raise ValueError that says what is wrong with the contents of an index."""
-    require(isinstance(index, dict) and index.get("format") == FORMAT, "it is no index of a FastCLIP state")
-    require(index.get("version") == VERSION, "it was written by another version of open-clip-train-fastclip")
+def check_header(index, format: str, version: int, kind: str) -> None:
+    """Raise ValueError if an index is not of that format and version, or not what its checksum is of."""
+    require(isinstance(index, dict) and index.get("format") == format, f"it is no index of a {kind}")
+    require(index.get("version") == version, "it was written by another version of open-clip-train-fastclip")
     content = {name: value for name, value in index.items() if name != "crc32"}
     require(content_checksum(content) == index.get("crc32"), "its checksum differs")
+
+
+def check_index(index) -> None:
+    """Raise ValueError that says what is wrong with the contents of an index."""
+    check_header(index, FORMAT, VERSION, "FastCLIP state")
     for name, kind in FIELDS.items():
         require(type(index.get(name)) is kind, f"{name} is no {kind.__name__}")
     batch = index.get("global_batch_size")  # pairs a step, null if unknown

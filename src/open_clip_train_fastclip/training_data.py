@@ -1,15 +1,17 @@
-"""The training data of a run that can be saved inside an epoch: OpenCLIP's loader with ids, and what it reads."""
+"""The training data of a run: how large its shards are, and OpenCLIP's loader with ids."""
 
 from dataclasses import dataclass
 
-from open_clip_train.data import DataInfo, SharedEpoch
+from open_clip_train.data import DataInfo, SharedEpoch, get_dataset_size
 
 from . import checks
 from .checkpoint import json_key_hash
 from .data_position import DataPosition
+from .errors import agree
 from .sample_ids import attach_webdataset_ids
 from .seeding import seed_sample_order
-from .shard_sizes import ShardManifest
+from .shard_sizes import ShardManifest, read_manifest
+from .shards import check_shards, check_shards_for_workers
 from .stopping import ignore_signals
 from .table_rows import attach_row_ids, rows_hash
 
@@ -28,6 +30,39 @@ class TrainingData:
 def ids_are_positions(args) -> bool:
     """Whether a sample is known by its place in the data; OpenCLIP's own losses do not need its number."""
     return args.sample_id == "position" or not checks.is_fastclip(args)
+
+
+def read_shard_sizes(args) -> ShardManifest | None:
+    """Shard sizes where the run needs them: for the ids, and for --train-num-samples if it is not given (collective).
+
+    Sets args.train_num_samples. Raises UserError for shards that are missing, broken, or too few for the workers.
+    """
+    by_position = checks.is_resumable(args) and ids_are_positions(args)
+    # OpenCLIP's own losses keep OpenCLIP's count where it has one
+    uncounted = args.train_num_samples is None and (checks.is_fastclip(args) or not _counted(args.train_data))
+    manifest = None
+    if by_position or uncounted:
+        manifest = read_manifest(
+            args.train_data,
+            samples_per_shard=args.samples_per_shard,
+            cache_dir=args.logs if checks.logs_are_written(args) else None,
+            progress=args.rank == 0,
+        )
+        num_shards = len(manifest.listed)
+    else:
+        num_shards = len(agree(check_shards, args.train_data))
+    agree(check_shards_for_workers, num_shards, args.workers, args.world_size, args.dataset_resampled)
+    if uncounted:
+        args.train_num_samples = manifest.num_listed_samples
+    return manifest
+
+
+def _counted(train_data: str) -> bool:
+    """Whether OpenCLIP finds the size of the data set in its sizes.json or __len__."""
+    try:
+        return bool(get_dataset_size(train_data)[0])
+    except (KeyError, ValueError, SyntaxError, TypeError, RecursionError, OSError):  # it lacks a shard, or is no table
+        return False
 
 
 def with_ids(train: DataInfo, args, manifest: ShardManifest | None, epoch: int) -> TrainingData:
