@@ -9,7 +9,7 @@ from .settings import V3
 # since its first three lay too high. SGD multiplies the weight decay by its large rate, so AdamW's 0.1 would shrink the
 # weights to nothing.
 GRID = {"lamb": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), "lion": (5e-5, 1e-4, 2e-4), "sgd": (0.03, 0.1, 0.3)}
-CHOSEN = {"lamb": 2e-3, "lion": 1e-4, "sgd": 0.1}
+CHOSEN = {"lamb": 1e-3, "lion": 2e-4, "sgd": 0.1}
 LABELS = {"lamb": "LAMB", "lion": "Lion", "sgd": "SGD, momentum 0.9"}
 OPTIONS = {
     "lamb": {},
@@ -38,4 +38,6 @@ TABLE = Table(
         *(with_optimizer(name, lr, name=f"v3-{name}", label=LABELS[name]) for name, lr in CHOSEN.items()),
     ),
     scales=("tiny", "medium", "large"),
+    notes="LAMB is level with AdamW; Lion, whose best rate is the largest that was tried, and SGD are behind. SGD with "
+    "AdamW's weight decay of 0.1 ended at chance at rates of 0.3, 1 and 3 (in runs.jsonl).",
 )
