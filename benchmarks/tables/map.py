@@ -52,6 +52,6 @@ TABLE = Table(
     "is partial, so that other pictures of a batch fit it too. The gain grows as the batch gets smaller, and with the "
     "data: 39,000 pairs have the largest of all, though OpenCLIP's rate was not tuned again there. So the global loss "
     "helps where captions are wrong or vague, and which part of it helps depends on that: the memory on clean data, "
-    "the equal weight of all anchors on noisy data (see Memory and temperature). Zero-shot recognition of characters is "
-    "near chance but with 39,000 pairs: models of this size learn the looks well and the characters little.",
+    "the equal weight of all anchors on noisy data (see Memory and temperature). Zero-shot recognition of characters "
+    "is near chance but with 39,000 pairs: models of this size learn the looks well and the characters little.",
 )
