@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import os
+import time
 
 import pytest
 import torch
-from cli import TINY, run_cli
+from cli import TINY, run_cli, run_forked
 
 from benchmarks import step_time
 from benchmarks.trace_times import step_times
@@ -213,6 +215,35 @@ def test_profiling_changes_no_parameter(loss, tmp_path):
     assert list((tmp_path / "profiled" / FOLDER).iterdir()) and not (tmp_path / "plain" / FOLDER).exists()
     for name, values in plain["state_dict"].items():
         assert torch.equal(values, profiled["state_dict"][name]), name
+
+
+def test_no_collective_outlives_its_trace(tmp_path):
+    """Else its gloo thread writes into memory that the stopped profiler has freed."""
+
+    def answer_late(argv):
+        from open_clip_train_fastclip.main import main
+        from open_clip_train_fastclip.moments import Moments
+
+        ask, stop, asked = Moments.ask, torch.profiler.profile.stop_trace, []
+
+        def slow_ask(moments, written):
+            asked.append(moments)
+            if os.environ["RANK"] == "1" and len(asked) == 22:
+                time.sleep(1)
+            ask(moments, written)
+
+        def checked_stop(profiler):
+            print("asked", len(asked), "answered", asked[-1]._work.is_completed())
+            stop(profiler)
+
+        Moments.ask, torch.profiler.profile.stop_trace = slow_ask, checked_stop
+        return main(argv)
+
+    samples = str(8 * 2 * 23)
+    flags = [*TINY, "--dataset-type", "synthetic", "--train-num-samples", samples, "--save-frequency", "0"]
+    flags += ["--loss", "fastclip-v3", "--profile", "--logs", tmp_path, "--name", "run"]
+    run = run_forked(answer_late, (list(map(str, flags)),), tmp_path / "out", ranks=2)
+    assert run.ok and all("asked 22 answered True" in output for output in run.output), run
 
 
 def test_a_trace_of_accumulated_steps_covers_every_batch(tmp_path):

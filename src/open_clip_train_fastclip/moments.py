@@ -91,6 +91,11 @@ class Moments:
             self._answers = torch.tensor(self._own(written), dtype=torch.uint8)
             self._work = dist.all_reduce(self._answers, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
+    def settle(self) -> None:
+        """Wait for the answers to the question under way, if there is one."""
+        if self._work is not None:
+            self._work.wait()
+
     def saving(self, progress: Progress) -> None:
         """A save begins: the next one is due an interval later."""
         self._last_time, self._last_step = time.monotonic(), progress.global_step

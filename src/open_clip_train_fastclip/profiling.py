@@ -26,11 +26,13 @@ def marked(loss: Callable) -> Callable:
     return call
 
 
-def profiled(batches: Iterable, args, num_steps: int) -> Iterator:
+def profiled(batches: Iterable, args, num_steps: int, settle: Callable[[], None]) -> Iterator:
     """Yield `batches` and write FOLDER/rank-NNNNN.json.gz once its steps are traced.
 
     A step is args.accum_freq batches, from asking for the first to asking for the one after the last; num_steps: how
-    many there are. Too few steps, or a run without a folder, get a warning instead of a trace.
+    many there are; settle: waits for the collectives still under way, since one that a gloo thread ends after the
+    profiler has stopped writes into memory that is freed. Too few steps, or a run without a folder, get a warning
+    instead of a trace.
     """
     batches = iter(batches)
     needed = IDLE + WARM_UP + TRACED
@@ -42,8 +44,10 @@ def profiled(batches: Iterable, args, num_steps: int) -> Iterator:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the missing GPU would be logged as an error
         plan = schedule(wait=IDLE, warmup=WARM_UP, active=TRACED, repeat=1)
         with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, args)) as profiler:
-            for _ in range(needed):
+            for step in range(1, needed + 1):
                 yield from islice(batches, args.accum_freq)
+                if step == needed:
+                    settle()
                 profiler.step()
     elif args.rank == 0:
         why = f"traces steps {needed - TRACED + 1} to {needed} of an epoch, and those of {args.name} have {num_steps}"

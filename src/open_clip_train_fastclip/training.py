@@ -65,10 +65,13 @@ class ProgressBatches:
             bar.set_description(f"epoch {self.epoch + 1}/{args.epochs}")
             if self.profile:
                 self.profile = False
-                batches = profiled(batches, args, (self.num_batches - self.first) // args.accum_freq)
+                batches = profiled(batches, args, (self.num_batches - self.first) // args.accum_freq, self._settle)
             for batch in batches:
                 yield batch
                 bar.update(per_batch)
+
+    def _settle(self) -> None:
+        """Wait for the collectives that were launched between two steps."""
 
 
 class ResumableBatches(ProgressBatches):
@@ -131,6 +134,10 @@ class ResumableBatches(ProgressBatches):
     def _boundary(self, batches: int) -> None:
         if self.snapshots is not None:
             self.snapshots.at_boundary(self.progress(batches))
+
+    def _settle(self) -> None:
+        if self.snapshots is not None:
+            self.snapshots.moments.settle()
 
 
 class FastCLIPBatches(ResumableBatches):
