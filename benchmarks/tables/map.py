@@ -25,7 +25,8 @@ REGIMES = {
     "batch64": ("30% wrong, batch 64", NOISY, (CLIP, V3)),
     "pairs9000": ("30% wrong, 9,000 pairs", replace(NOISY, train_per_character=60), (CLIP, V3)),
     # nearly every look of every character, so that most pairs differ from many others in one word only
-    "pairs39000": ("30% wrong, 39,000 pairs", replace(NOISY, train_per_character=260), (CLIP, V3)),
+    "pairs39000": ("30% wrong, 39,000 pairs", replace(NOISY, train_per_character=260), (CLIP, FASTER, V3)),
+    "clean39000": ("0% wrong, 39,000 pairs", replace(CLEAN, train_per_character=260), (CLIP, FASTER, V3)),
 }
 
 
