@@ -74,6 +74,15 @@ def test_a_global_batch_of_copies_of_one_sample_stays_finite(loss):
     assert all(np.all(np.isfinite(x)) for name, x in state_of(fastclip).items() if not name.startswith("log_u"))
 
 
+def test_copies_of_one_sample_count_as_unseen_whatever_their_temperatures():
+    """On one rank the text logits are the image logits times a ratio of temperatures, the excluded ones too."""
+    fastclip = make_loss(golden_settings("fastclip-v2"))
+    fastclip.table.rows[:, 2], fastclip.table.rows[:, 3] = 0.01, 1.0
+    ((image, text, ids, _),) = random_steps([[3, 3]], epochs=[0], aligned=0.3)
+    fastclip(torch.tensor(image), torch.tensor(text), torch.tensor(ids))
+    assert all(fastclip.full_state()[f"log_u_{side}"][3] == -np.inf for side in ("image", "text"))
+
+
 @pytest.mark.parametrize("tile_columns", [1, 5])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_tiles_and_recomputed_similarities_change_nothing(loss, tile_columns, monkeypatch):
@@ -217,9 +226,10 @@ def test_a_complete_loop_learns(loss):
     assert torch.isfinite(fastclip.full_state()["log_u_image"]).all()
 
 
-def test_the_callers_switch_for_tf32_is_put_back():
+@pytest.mark.parametrize("backend", ["cuda", "mkldnn"])
+def test_the_callers_switch_for_tf32_is_put_back(backend):
     """Also after the new switch of torch 2.9 was used, which the old one does not bear."""
-    matmul = torch.backends.cuda.matmul
+    matmul = getattr(torch.backends, backend).matmul
     name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
     before = getattr(matmul, name)
     try:
