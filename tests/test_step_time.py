@@ -3,14 +3,17 @@
 import gzip
 import json
 import os
+import signal
 import time
 
 import pytest
 import torch
-from cli import TINY, run_cli, run_forked
+from cli import TINY, run_forked
 
 from benchmarks import step_time
 from benchmarks.trace_times import step_times
+from open_clip_train_fastclip.main import main
+from open_clip_train_fastclip.moments import Moments
 from open_clip_train_fastclip.profiling import FOLDER
 
 TRAINING, GLOO = 1, 2  # threads
@@ -162,10 +165,12 @@ def test_missing_and_broken_traces_are_named(broken, tmp_path, capsys):
     assert not (tmp_path / "step_time.jsonl").exists()
 
 
-def train(folder, *flags, steps, ranks):
+def train(folder, *flags, steps, ranks, function=main):
+    """Train `steps` steps of 8 samples a rank; function: what to call with the command line."""
     samples = str(8 * ranks * steps)
     data = ["--dataset-type", "synthetic", "--train-num-samples", samples, "--save-frequency", "0"]
-    return run_cli([*TINY, *data, "--logs", folder, *flags], folder / "output", ranks=ranks)
+    arguments = [str(argument) for argument in [*TINY, *data, "--logs", folder, *flags]]
+    return run_forked(function, (arguments,), folder / "output", ranks=ranks)
 
 
 @pytest.mark.parametrize("flags", [["--loss", "fastclip-v3"], ["--loss", "clip", "--local-loss", "--gather-with-grad"]])
@@ -199,6 +204,25 @@ def test_a_run_that_leaves_no_trace_says_so(flags, batches, warning, tmp_path, m
     assert not list(tmp_path.rglob("rank-*"))
 
 
+def test_a_run_that_ends_within_the_traced_steps_leaves_no_trace(tmp_path):
+    def stopped_in_step_15(argv):
+        ask, asked = Moments.ask, []
+
+        def ask_and_stop(moments, written):
+            asked.append(moments)
+            if len(asked) == 15:
+                os.kill(os.getpid(), signal.SIGTERM)
+            ask(moments, written)
+
+        Moments.ask = ask_and_stop
+        return main(argv)
+
+    flags = ["--loss", "fastclip-v3", "--profile", "--name", "run"]
+    run = train(tmp_path, *flags, steps=23, ranks=1, function=stopped_in_step_15)
+    assert run.codes == [75] and "steps are traced" not in run.output[0], run
+    assert not (tmp_path / "run" / FOLDER).exists()
+
+
 def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / FOLDER).touch()  # in the way of the folder
@@ -221,9 +245,6 @@ def test_no_collective_outlives_its_trace(tmp_path):
     """Else its gloo thread writes into memory that the stopped profiler has freed."""
 
     def answer_late(argv):
-        from open_clip_train_fastclip.main import main
-        from open_clip_train_fastclip.moments import Moments
-
         ask, stop, asked = Moments.ask, torch.profiler.profile.stop_trace, []
 
         def slow_ask(moments, written):
@@ -239,10 +260,8 @@ def test_no_collective_outlives_its_trace(tmp_path):
         Moments.ask, torch.profiler.profile.stop_trace = slow_ask, checked_stop
         return main(argv)
 
-    samples = str(8 * 2 * 23)
-    flags = [*TINY, "--dataset-type", "synthetic", "--train-num-samples", samples, "--save-frequency", "0"]
-    flags += ["--loss", "fastclip-v3", "--profile", "--logs", tmp_path, "--name", "run"]
-    run = run_forked(answer_late, (list(map(str, flags)),), tmp_path / "out", ranks=2)
+    flags = ["--loss", "fastclip-v3", "--profile", "--name", "run"]
+    run = train(tmp_path, *flags, steps=23, ranks=2, function=answer_late)
     assert run.ok and all("asked 22 answered True" in output for output in run.output), run
 
 

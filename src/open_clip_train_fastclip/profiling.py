@@ -12,6 +12,7 @@ from .checks import logs_are_written
 from .durable import one_line
 
 IDLE, WARM_UP, TRACED = 10, 2, 10  # steps without the profiler, steps that it runs and forgets, steps that it keeps
+STEPS = IDLE + WARM_UP + TRACED
 FOLDER = "profile"  # of a run's folder
 LOSS = "loss"  # name of the loss's calls in a trace
 
@@ -35,8 +36,7 @@ def profiled(batches: Iterable, args, num_steps: int, settle: Callable[[], None]
     instead of a trace.
     """
     batches = iter(batches)
-    needed = IDLE + WARM_UP + TRACED
-    if num_steps >= needed and logs_are_written(args):
+    if num_steps >= STEPS and logs_are_written(args):
         activities = [ProfilerActivity.CPU]
         if str(args.device).startswith("cuda"):
             activities.append(ProfilerActivity.CUDA)
@@ -44,21 +44,23 @@ def profiled(batches: Iterable, args, num_steps: int, settle: Callable[[], None]
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the missing GPU would be logged as an error
         plan = schedule(wait=IDLE, warmup=WARM_UP, active=TRACED, repeat=1)
         with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, args)) as profiler:
-            for step in range(1, needed + 1):
+            for step in range(1, STEPS + 1):
                 yield from islice(batches, args.accum_freq)
-                if step == needed:
+                if step == STEPS:
                     settle()
                 profiler.step()
     elif args.rank == 0:
-        why = f"traces steps {needed - TRACED + 1} to {needed} of an epoch, and those of {args.name} have {num_steps}"
-        if num_steps >= needed:
+        why = f"traces steps {STEPS - TRACED + 1} to {STEPS} of an epoch, and those of {args.name} have {num_steps}"
+        if num_steps >= STEPS:
             why = "writes into the run's folder, and --logs none keeps none"
         logging.warning(f"--profile {why}: no trace is written")
     yield from batches
 
 
 def _write(profiler: profile, args) -> None:
-    """Write the trace; a disk that does not take it gets a warning, since the run is worth more."""
+    """Write the trace, unless the run ends in its midst; a disk that does not take it gets a warning."""
+    if profiler.step_num < STEPS:
+        return
     path = Path(args.logs, args.name, FOLDER, f"rank-{args.rank:05d}.json.gz")
     partial = path.with_name(f".{path.name}")  # hidden, since the profiler goes by the ending
     try:
