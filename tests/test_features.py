@@ -62,30 +62,43 @@ def test_sync_batch_norm_on_a_cpu_is_refused(csv, tmp_path):
 
 
 def stalled_or_killed(how):
-    """A command line whose rank 1 dies, or stops for good, in its second step."""
+    """A command line whose rank 1 dies or stops for good, in its second step or at an evaluation."""
+    import open_clip_train.main
+
     from open_clip_train_fastclip import loss as loss_module
     from open_clip_train_fastclip.main import main
 
-    evaluate = loss_module.FastCLIPLoss._evaluate
+    in_step, in_evaluation = loss_module.FastCLIPLoss._evaluate, open_clip_train.main.evaluate
 
-    def faulty(self, *features):
-        if self.step == 1 and os.environ["RANK"] == "1":
+    def lose_rank_1():
+        if os.environ["RANK"] == "1":
             if how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(300)
-        return evaluate(self, *features)
+
+    def faulty_step(self, *features):
+        if self.step == 1:
+            lose_rank_1()
+        return in_step(self, *features)
+
+    def faulty_evaluation(model, data, epoch, args, tb_writer=None, tokenizer=None):
+        lose_rank_1()
+        return in_evaluation(model, data, epoch, args, tb_writer=tb_writer, tokenizer=tokenizer)
 
     def run(argv):
-        loss_module.FastCLIPLoss._evaluate = faulty
+        if how == "stalls at an evaluation":
+            open_clip_train.main.evaluate = faulty_evaluation
+        else:
+            loss_module.FastCLIPLoss._evaluate = faulty_step
         return main(argv)
 
     return run
 
 
-@pytest.mark.parametrize("how", ["dies", "stalls"])
+@pytest.mark.parametrize("how", ["dies", "stalls", "stalls at an evaluation"])
 def test_a_lost_rank_ends_the_others(how, csv, tmp_path):
-    flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", tmp_path, "--name", "run"]
-    flags = [str(f) for f in [*flags, "--dist-timeout", 10]]
+    flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--val-data", csv, "--logs", tmp_path]
+    flags = [str(f) for f in [*flags, "--name", "run", "--dist-timeout", 10]]
     run = run_forked(stalled_or_killed(how), (flags,), tmp_path / "out", ranks=2, timeout=40)
     assert run.codes[0] > 0 and "--dist-timeout" in run.output[0] and "Traceback" not in run.output[0], run
     assert run.codes[1] == -signal.SIGKILL, "killed by itself, or by the end of the test"

@@ -259,8 +259,7 @@ class Run:
     def evaluate(self, stock, *args, **kwargs):
         """OpenCLIP's evaluation, on rank 0 alone; the others wait for it without --dist-timeout running out."""
         metrics = stock(*args, **kwargs)
-        if self.patient_group is not None:
-            dist.barrier(self.patient_group)
+        self._wait_for_rank_0()
         return metrics
 
     def accuracy(self, stock, output, target, topk=(1,)):
@@ -319,4 +318,12 @@ class Run:
             self.batches.snapshots.finish()
         self.saver.prune()
         if dist.is_initialized():
-            dist.barrier(self.patient_group)  # rank 0 may still have logs to send
+            self._wait_for_rank_0()  # it may still have logs to send
+            dist.barrier()
+
+    def _wait_for_rank_0(self) -> None:
+        """As long as its evaluation takes. It waits for the others in the next collective, for --dist-timeout."""
+        if self.patient_group is not None:
+            work = dist.broadcast(torch.zeros(1), 0, self.patient_group, async_op=True)
+            if self.args.rank != 0:
+                work.wait()
