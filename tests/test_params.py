@@ -316,6 +316,8 @@ REFUSED = [
     ("--loss fastclip-v3 T --siglip", "--siglip contradicts the loss fastclip-v3"),
     ("--loss clip T --siglip", "--siglip contradicts the loss clip"),
     ("--loss fastclip-v3 T --horovod", "--horovod does not go with"),
+    ("--loss clip T --horovod --grad-compression bf16", "which --horovod replaces"),
+    ("--loss fastclip-v3 T --grad-compression powersgd --precision amp", "use --precision amp_bf16"),
     ("--loss fastclip-v3 T --trace", "--trace does not go with"),
     ("--loss fastclip-v3 T --gamma 0", "--fastclip-gamma (--gamma) is 0.0: it must be in (0, 1]"),
     ("--loss fastclip-v3 T --fastclip-gamma 1.1", "is 1.1: it must be in (0, 1]"),

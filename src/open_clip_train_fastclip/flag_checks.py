@@ -16,6 +16,7 @@ def check(args) -> None:
     _check_sizes(args)
     _check_data(args)
     _check_saving(args)
+    _check_compression(args)
     if args.loss in LOSSES:
         _check_fastclip(args)
     elif args.temperature is not None:
@@ -123,6 +124,19 @@ def _check_saving(args):
     refused = {"--horovod": args.horovod, "--trace": args.trace, "--remote-sync": args.remote_sync}
     for flag, value in refused.items():
         _require(not value, f"{flag} does not go with --save-every: leave one of them out")
+
+
+def _check_compression(args):
+    kind = args.grad_compression
+    _require(
+        kind == "none" or not args.horovod,
+        f"--grad-compression {kind} compresses torch's all-reduce, which --horovod replaces: leave one of them out",
+    )
+    _require(
+        kind != "powersgd" or args.precision != "amp",
+        "--grad-compression powersgd carries its errors from step to step, and would never lose the infinite ones of "
+        "--precision amp, whose loss scale overflows at times: use --precision amp_bf16, or --grad-compression bf16",
+    )
 
 
 def _check_fastclip(args):

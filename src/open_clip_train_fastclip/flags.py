@@ -116,7 +116,7 @@ FLAGS = {
         "choices": ["none", "bf16", "powersgd"],
         "default": "none",
         "help": "Compress the all-reduce of the parameters' gradients, for slow networks, with every loss: bf16 halves "
-        "the bytes, powersgd sends rank-1 approximations after 1,000 steps. Default: none.",
+        "the bytes, powersgd sends rank-1 approximations after 1,000 backward passes. Default: none.",
     },
     "--dist-timeout": {
         "type": float,

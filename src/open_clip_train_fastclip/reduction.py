@@ -55,7 +55,7 @@ def compress_gradients(model: DistributedDataParallel, kind: str) -> powerSGD_ho
     """Register torch's hook that compresses DDP's all-reduce of parameter gradients; what it remembers, if anything.
 
     kind: "none"; "bf16", half the bytes; "powersgd", rank-1 approximations with error feedback (arXiv 1905.13727)
-    after torch's default of 1,000 uncompressed steps.
+    after torch's default of 1,000 backward passes without.
     """
     if kind == "bf16":
         model.register_comm_hook(None, default_hooks.bf16_compress_hook)
