@@ -46,12 +46,13 @@ def stack(records):
     return {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 
-def run_steps(settings, steps, precision="float64", announce=False):
+def run_steps(settings, steps, precision="float64", announce=False, loss=None):
     """One step of the loss for each (image [B, d], text [B, d], ids [B], epoch) of `steps`, given features.
 
     Returns a dict of arrays, first axis the step: value, this rank's gradients, and the state after each step.
+    loss: one that has steps behind it; without it a fresh one.
     """
-    loss, records, current = make_loss(settings, precision), [], None
+    loss, records, current = loss or make_loss(settings, precision), [], None
     for image, text, ids, epoch in steps:
         if epoch != current:
             loss.start_epoch(epoch)

@@ -20,6 +20,8 @@ from ranks import run_ranks
 from reference import GLOBAL_TAU, INDIVIDUAL_TAU
 from trajectories import LOSSES, assert_close, golden_settings, random_steps
 
+from open_clip_train_fastclip.checkpoint import load_state, save_state
+
 BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
@@ -47,6 +49,33 @@ def test_any_number_of_ranks_gives_the_run_of_one(world_size, loss, precision):
             tolerance = 2e-4 if loose else TOLERANCE[precision]
             for step in (0, -1):  # after one step and after three epochs
                 assert_close(result[name][step], one[name][step], tolerance, f"{name} of step {step} on rank {rank}")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_goes_on_over_four_two_three_and_one_ranks(loss, tmp_path):
+    """Saved after every epoch and resumed on another number of ranks, it is the run of one rank that never stopped."""
+    settings, world_sizes = golden_settings(loss), (4, 2, 3, 1)
+    epochs = [epoch for epoch in range(len(world_sizes)) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    steps = random_steps([rng.permutation(settings["num_samples"])[:BATCH] for _ in epochs], epochs, aligned=0.8)
+
+    def run_epoch(epoch):
+        fastclip = make_loss(settings)
+        if epoch > 0:
+            load_state(fastclip, tmp_path / str(epoch - 1), manifest_hash="abc")
+        result = run_steps(settings, steps[2 * epoch : 2 * epoch + 2], loss=fastclip)
+        facts = {"epoch": epoch + 1, "manifest_hash": "abc", "settings": {}, "global_batch_size": BATCH}
+        save_state(fastclip, tmp_path / str(epoch), **facts)
+        return result
+
+    expected = run_steps(settings, steps)
+    for epoch, world_size in enumerate(world_sizes):
+        results, of_epoch = on_ranks(world_size, run_epoch, epoch), slice(2 * epoch, 2 * epoch + 2)
+        for name in ("grad_image", "grad_text"):
+            assert_close(global_gradient(results, name), expected[name][of_epoch], 1e-10, name)
+        for name in expected.keys() - {"grad_image", "grad_text"}:
+            for result in results:
+                assert_close(result[name], expected[name][of_epoch], 1e-10, f"{name} in epoch {epoch}")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
