@@ -41,6 +41,11 @@ def recipe_flags(scale: str, loss: str) -> dict[str, str | None]:
     return flags
 
 
+def logs() -> Path:
+    """Folder of all runs, as the batch scripts know it."""
+    return Path(os.environ.get("LOGS", "logs"))
+
+
 class Job:
     """One run of a row at a scale, on the cluster's nodes or with the same global batch on GPUs of this machine."""
 
@@ -58,15 +63,10 @@ class Job:
         self.name = f"{RECIPES[scale]}-{row.loss}-{self.nodes}nodes-seed{self.seed}-{self.key}"
 
     @property
-    def logs(self) -> Path:
-        """Folder of all runs, as the batch scripts know it."""
-        return Path(os.environ.get("LOGS", "logs"))
-
-    @property
     def own_arguments(self) -> list[str]:
-        """Beyond the recipe."""
+        """Beyond the recipe; $IMAGENET_VAL as the environment has it."""
         flags = {"--name": self.name, "--seed": self.seed} | self.flags
-        return arguments_of(flags)
+        return [os.path.expandvars(word) for word in arguments_of(flags)]
 
     @property
     def submission(self) -> list[str]:
@@ -81,19 +81,19 @@ class Job:
             raise UserError(f"the global batch of {self.batch} cannot be divided among {gpus} GPUs")
         data = os.environ.get("DATA", "$DATA")
         flags = {flag: value and value.replace("$DATA", data) for flag, value in self.recipe.items()}
-        flags |= {"--batch-size": self.batch // gpus, "--logs": self.logs}
+        flags |= {"--batch-size": self.batch // gpus, "--logs": logs()}
         arguments = ["--loss", self.row.loss, *arguments_of(flags), *self.own_arguments]
         steps = int(self.recipe["--train-num-samples"]) // self.batch * self.epochs
-        return Run(self.name, self.logs, arguments, data, self.batch, steps, self.epochs, gpus)
+        return Run(self.name, logs(), arguments, data, self.batch, steps, self.epochs, gpus)
 
     @property
     def final_checkpoint(self) -> Path:
         """What a finished run has."""
-        return self.logs / self.name / "checkpoints" / f"epoch_{self.epochs}.pt"
+        return logs() / self.name / "checkpoints" / f"epoch_{self.epochs}.pt"
 
     def result(self, command: list[str], machine: dict) -> dict | None:
         """The line of results/runs.jsonl for what the run's folder holds; None if it was never begun."""
-        folder = self.logs / self.name
+        folder = logs() / self.name
         if not (folder / "out.log").is_file():
             return None
         date = datetime.fromtimestamp((folder / "out.log").stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
@@ -112,14 +112,20 @@ class Job:
 
     def _last_words(self) -> str:
         outputs = sorted(Path().glob(f"slurm-{self.name}-*.out"), key=lambda path: path.stat().st_mtime)
-        outputs += [path for path in [self.logs / f"{self.name}.log"] if path.is_file()]
-        return last_line((outputs[-1] if outputs else self.logs / self.name / "out.log").read_text(errors="replace"))
+        outputs += [path for path in [logs() / f"{self.name}.log"] if path.is_file()]
+        return last_line((outputs[-1] if outputs else logs() / self.name / "out.log").read_text(errors="replace"))
 
 
 def _percent(evaluation):
     """The shares of an evaluation, as OpenCLIP names them, in percent."""
     wanted = re.compile(r".*(R@\d+|top\d)$")
     return {name: round(100 * value, 2) for name, value in evaluation.items() if wanted.match(name)}
+
+
+def require_imagenet(jobs: list[Job]) -> None:
+    """Raises UserError if one of them evaluates on ImageNet in its training, and nothing says where that is."""
+    if not os.environ.get("IMAGENET_VAL") and any("$IMAGENET_VAL" in job.own_arguments for job in jobs):
+        raise UserError("these runs evaluate on ImageNet: set IMAGENET_VAL to its validation folder of class folders")
 
 
 def queued() -> set[str]:

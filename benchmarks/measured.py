@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import tiny
-from .cluster import Job
+from .cluster import PUBLISHED_NODES, Job, logs
 from .glyph_scores import RECALLS
 from .records import RESULTS
 from .store import DONE, Store, key_of
@@ -18,6 +18,7 @@ from .tables import Comparison, Row, Table
 PUBLISHED = Path(__file__).parent / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
 R1 = ("image_to_text_R@1", "text_to_image_R@1")
+IMAGENET = "imagenet-zeroshot-val-top1"  # as OpenCLIP names it, evaluated during the training
 
 
 class Figure(NamedTuple):
@@ -39,7 +40,7 @@ def figure(values: Iterable[float]) -> Figure | None:
 class Measured:
     """The stored runs of one row at one scale, one a seed."""
 
-    def __init__(self, row: Row, scale: str, store: Store, evaluations: dict[tuple[str, str], float]):
+    def __init__(self, row: Row, scale: str, store: Store, evaluations: dict[tuple[str, str, str], float]):
         self.row, self.scale = row, scale
         if scale == "tiny":
             keys = [key_of(tiny.settings_of(row, seed)) for seed in range(row.seeds)]
@@ -53,7 +54,7 @@ class Measured:
     def metric(self, name: str) -> Figure | None:
         """A score in percent: R@1 (mean of both ways), one of RECALLS, top1 or top5 (zero-shot), tuning (R@1); or tau.
 
-        At the larger scales a suite of benchmarks.evaluate, or tau.
+        At the larger scales a suite of benchmarks.evaluate on the last checkpoint, IMAGENET at the end, or tau.
         """
         return figure(self.by_seed(name).values())
 
@@ -65,8 +66,12 @@ class Measured:
     def _value(self, run, name):
         if name == "tau":
             return run["tau"]
+        if name == IMAGENET:
+            return run["curve"][-1].get(name) if run["curve"] else None
         if self.scale != "tiny":
-            return self._evaluations.get((run["name"], name))
+            flags = run["settings"]["flags"]
+            last = f"epoch_{flags.get('--stop-epochs', flags['--epochs'])}.pt"
+            return self._evaluations.get((run["name"], last, name))
         scores = run["scores"]
         if name == "tuning":
             return statistics.fmean(scores["tuning"][way] for way in R1)
@@ -79,7 +84,7 @@ class Measured:
         points: dict[int, list[float]] = {}
         for run in self.done:
             for point in run["curve"]:
-                names = R1 if self.scale == "tiny" else ("imagenet-zeroshot-val-top1",)
+                names = R1 if self.scale == "tiny" else (IMAGENET,)
                 if all(name in point for name in names):
                     points.setdefault(point["samples"], []).append(statistics.fmean(point[name] for name in names))
         return {samples: figure(values) for samples, values in sorted(points.items())}
@@ -117,27 +122,32 @@ def fewer_samples(base: dict[int, Figure], better: dict[int, Figure]) -> float |
     return None
 
 
-def read_evaluations(folder: Path = RESULTS) -> dict[tuple[str, str], float]:
-    """(run's name, suite) -> the newest mean in percent that benchmarks.evaluate stored."""
-    path = folder / "evaluate.jsonl"
-    rows = map(json.loads, path.read_text().splitlines() if path.is_file() else [])
-    return {
-        (Path(row["checkpoint"]).absolute().parent.parent.name, row["suite"]): 100 * row["value"]
-        for row in rows
-        if row["kind"] == "mean" and row["value"] is not None
-    }
+def read_evaluations(folder: Path = RESULTS) -> dict[tuple[str, str, str], float]:
+    """(run's name, checkpoint's name, suite) -> the newest mean in percent that benchmarks.evaluate stored.
+
+    It stores in `folder`, and for scripts/slurm/eval.sh in a folder of each evaluation in $LOGS.
+    """
+    paths = [path for path in [folder / "evaluate.jsonl", *logs().glob("eval-*/evaluate.jsonl")] if path.is_file()]
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    evaluations = {}
+    for row in sorted(rows, key=lambda row: row["date"]):
+        if row["kind"] == "mean" and row["value"] is not None:
+            checkpoint = Path(row["checkpoint"]).absolute()
+            evaluations[checkpoint.parent.parent.name, checkpoint.name, row["suite"]] = 100 * row["value"]
+    return evaluations
 
 
-def published(table: Table, row: Row, scale: str, file: str | None = None) -> dict[str, str]:
+def published(table: Table, row: Row, scale: str, files: tuple[str, ...] = ()) -> dict[str, str]:
     """Column -> cell as published at `scale`, with the deviation where there is one; empty for what is not published.
 
     Rows that differ from a published algorithm in their own flags have none.
     """
-    file = file or table.published
-    if not file or row.flags.keys() - {"--profile"}:
+    if row.flags.keys() - {"--profile"}:
         return {}
-    with (PUBLISHED / file).open(newline="") as lines:
-        rows = [line for line in csv.DictReader(lines) if _is_of(line, row, scale)]
+    rows = []
+    for file in files or table.published:
+        with (PUBLISHED / file).open(newline="") as lines:
+            rows += [line for line in csv.DictReader(lines) if _is_of(line, row, scale)]
     cells: dict[str, list[str]] = {}
     for line in rows:
         for column, value in line.items():
@@ -152,7 +162,7 @@ def published(table: Table, row: Row, scale: str, file: str | None = None) -> di
 def published_gain(table: Table, base: Row, better: Row, scale: str) -> dict[str, str]:
     """Column -> published gain of `better` over `base`: as printed where it is, else from the published scores."""
     if table.published_gaps:
-        return published(table, better, scale, table.published_gaps)
+        return published(table, better, scale, (table.published_gaps,))
     scores = [published(table, row, scale) for row in (base, better)]
     values = [{column: float(cell.split()[0]) for column, cell in cells.items()} for cells in scores if cells]
     return {c: f"{values[1][c] - values[0][c]:+.2f}" for c in values[0]} if len(values) == 2 else {}
@@ -162,7 +172,7 @@ def _is_of(line, row, scale):
     return (
         line.get("setting", "xlarge") == scale
         and line.get("algorithm", row.loss) == PUBLISHED_LOSSES.get(row.loss, row.loss)
-        and ("nodes" not in line or line["nodes"] == str(row.nodes))
+        and ("nodes" not in line or line["nodes"] == str(row.nodes or PUBLISHED_NODES[scale]))
     )
 
 

@@ -41,12 +41,17 @@ def cpu_model() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code, with -dirty after it if files differ from it; None without git."""
-    describe = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of the code, with -dirty after it if code differs from it; None without git."""
+    git = ["git", "-C", str(RESULTS.parents[1])]
+    changes = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"]
     try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        found, changed = (
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            for command in ([*git, "rev-parse", "--short=12", "HEAD"], changes)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{found}-dirty" if changed else found
 
 
 def circumstances(module: str, argv: Sequence[str]) -> dict:

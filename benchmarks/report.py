@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import plots, tables, tiny
 from .cluster import RECIPES
-from .measured import Measured, fewer_samples, gain, pairs, published, published_gain, read_evaluations
+from .measured import IMAGENET, Measured, fewer_samples, gain, pairs, published, published_gain, read_evaluations
 from .records import QUICK, RESULTS
 from .store import DONE, Store, key_of
 
@@ -32,6 +32,7 @@ COLUMNS = {
         "imagenet-variants": "ImageNet & variants",
         "retrieval": "retrieval",
         "datacomp": "DataComp",
+        IMAGENET: "ImageNet top 1",
         "tau": "final tau",
     },
 }
@@ -198,9 +199,9 @@ def render(folder: Path, quick: bool = False) -> str:
     """Draws the plots of what is stored in `folder` and returns the report."""
     store, evaluations = Store(folder), read_evaluations(folder)
     done = [row for row in store.rows.values() if row["status"] == DONE]
-    others = [table for table in map(tables.load, tables.NAMES) if table.kind != "tuning"]
-    rows = [tables.quick(row) if quick else row for table in others for row in table.rows_at("tiny")]
-    used = {key_of(tiny.settings_of(row, 0)) for row in rows}
+    others = [tables.load(name) for name in tables.NAMES if name != "map"]  # which has other rates beside the chosen
+    rows = [row for table in others if table.kind != "tuning" for row in table.rows_at("tiny")]
+    used = {key_of(tiny.settings_of(tables.quick(row) if quick else row, 0)) for row in rows}
     text = [INTRODUCTION.strip(), circumstances(done) if done else "Nothing was run yet."]
     usual = next(
         (row for row in done if row["scale"] == "tiny" and row["settings"]["data"] == asdict(tables.NOISY)), None

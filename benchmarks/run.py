@@ -61,13 +61,16 @@ def run_larger(args, store: Store) -> int:
         for job in missing:
             print(shlex.join(["python", *job.local_run(gpus).command] if local else job.submission))
         return 0
+    cluster.require_imagenet(missing)
     return cluster.run_here(missing, store, gpus) if local else cluster.submit(missing, store)
 
 
 def run(args) -> int:
     """Runs what the arguments ask for; returns the exit code. Raises UserError for what does not go together."""
-    names = list(tables.NAMES) if args.tables == ["all"] else args.tables
+    names = list(tables.QUICK_NAMES if args.quick else tables.NAMES) if args.tables == ["all"] else args.tables
     args.tables = [name for name in names if args.scale in tables.load(name).scales]
+    if args.quick and args.scale != "tiny":
+        raise UserError(f"--quick is of scale tiny: leave it out, or --scale {args.scale}")
     if not args.tables:
         scales = ", ".join(tables.load(names[0]).scales)
         raise UserError(f"{', '.join(names)}: there is no --scale {args.scale} of it: take {scales}")
@@ -86,11 +89,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.NAMES)}")
     parser.add_argument("--scale", choices=tables.SCALES, required=True)
     parser.add_argument("--launcher", choices=("local", "slurm"), help="default: local at scale tiny, else slurm")
-    parser.add_argument("--seeds", type=positive, default=3, help="most seeds of a row (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="most seeds of a row (default: 3)")
     parser.add_argument(
         "--jobs", type=positive, default=2, help="runs at a time on this machine (default: %(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="scale tiny with one seed and a third of the epochs")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed and a third of the epochs; all is without the map and tuning"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--results", type=Path, help=f"folder of runs.jsonl (default: {RESULTS}, --quick: {QUICK})")
     args = parser.parse_args(argv)

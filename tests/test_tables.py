@@ -69,7 +69,8 @@ def test_every_command_at_a_larger_scale_is_one_that_the_training_takes(scale, c
         assert args.seed == cluster.FIRST_SEED and args.name in command[4]
 
 
-def test_dry_run_prints_exactly_what_is_submitted(capsys, tmp_path):
+def test_dry_run_prints_exactly_what_is_submitted(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGENET_VAL", "/data/imagenet/val")
     arguments = ["laion400m", "--scale", "xlarge", "--launcher", "slurm", "--seeds", "2", "--dry-run"]
     assert run.main([*arguments, "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -78,7 +79,8 @@ def test_dry_run_prints_exactly_what_is_submitted(capsys, tmp_path):
     name = f"xlarge_laion400m-fastclip-v3-4nodes-seed2025-{key}"
     assert lines[-1] == (
         f"env RECIPE=xlarge_laion400m LOSS=fastclip-v3 sbatch --job-name={name} --nodes=4 "
-        f"scripts/slurm/fastclip_32gpu.sh --name {name} --seed 2025"
+        f"scripts/slurm/fastclip_32gpu.sh --name {name} --seed 2025 --imagenet-val /data/imagenet/val "
+        "--zeroshot-frequency 1"
     )
 
 
@@ -276,7 +278,9 @@ def test_published_numbers_stand_beside_their_rows():
         "imagenet_variants_gap": "2.16",
         "fewer_samples_factor": "1.31",
     }
-    frozen = next(row for row in tables.load("temperature").rows if row.name == "clip-frozen")
+    temperature = tables.load("temperature")  # without nodes: those of the published setting
+    assert published(temperature, temperature.rows[0], "medium") == {"imagenet_variants": "14.73"}
+    frozen = next(row for row in temperature.rows if row.name == "clip-frozen")
     assert published(scaling, replace(frozen, nodes=1), "medium") == {}  # nobody has published it
 
 
@@ -321,6 +325,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("LOGS", str(tmp_path / "logs"))
+    monkeypatch.setenv("IMAGENET_VAL", "/data/imagenet/val")
     return tmp_path
 
 
@@ -350,11 +355,20 @@ def test_what_is_missing_is_submitted_and_what_ended_is_collected(slurm):
     (slurm / "queue").write_text(f"{v3.name}\n")
     assert run.main(arguments) == 0
     assert len((slurm / "sent").read_text().splitlines()) == 1  # it waits in the queue
-    evaluation = {"kind": "mean", "checkpoint": f"logs/{clip.name}/checkpoints/epoch_30.pt", "suite": "retrieval"}
-    (slurm / "results" / "evaluate.jsonl").write_text(json.dumps({**evaluation, "value": 0.412}) + "\n")
+    for folder, suite, epoch, hour, value in (
+        (slurm / "results", "retrieval", 30, 1, 0.412),
+        (slurm / "results", "retrieval", 5, 3, 0.2),  # an earlier checkpoint of the run, evaluated later
+        (slurm / "logs" / "eval-a-epoch_30-7", "datacomp", 30, 2, 0.331),  # where scripts/slurm/eval.sh leaves it
+        (slurm / "logs" / "eval-a-epoch_30-6", "datacomp", 30, 1, 0.1),
+    ):
+        checkpoint = f"logs/{clip.name}/checkpoints/epoch_{epoch}.pt"
+        row = {"kind": "mean", "checkpoint": checkpoint, "suite": suite, "value": value, "date": f"2026-01-01T0{hour}"}
+        folder.mkdir(exist_ok=True)
+        with (folder / "evaluate.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
     report.main(["--results", str(slurm / "results")])
     text = (slurm / "results" / "REPORT.md").read_text()
-    assert "| OpenCLIP | 41.2 | 0.050 | 1 | 62.91 at 42 epochs; 53.36 at 30 epochs |" in text
+    assert "| OpenCLIP | 41.2 | 33.1 | 53.0 | 0.050 | 1 | 62.91 at 42 epochs; 53.36 at 30 epochs |" in text
     assert "0, 1 failed: fastclip_32gpu.sh: error: out of memory" in text
 
 
@@ -363,6 +377,8 @@ def test_what_is_missing_is_submitted_and_what_ended_is_collected(slurm):
     [
         (["nothing", "--scale", "tiny"], "there is no table nothing: take one of gamma_schedule"),
         (["memory", "--scale", "tiny", "--launcher", "slurm"], "--scale tiny runs on this machine"),
+        (["memory", "--scale", "medium", "--quick"], "--quick is of scale tiny"),
+        (["laion400m", "--scale", "xlarge"], "set IMAGENET_VAL"),
         (["memory", "--scale", "medium"], "there is no sbatch here: run this on the cluster, or add --dry-run"),
         (
             ["memory", "--scale", "medium", "--launcher", "local"],
@@ -372,7 +388,8 @@ def test_what_is_missing_is_submitted_and_what_ended_is_collected(slurm):
 )
 def test_wrong_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("DATA", raising=False)
+    for name in ("DATA", "IMAGENET_VAL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run.main([*arguments, "--results", str(tmp_path)]) == 2
     errors = capsys.readouterr().err.splitlines()
@@ -406,11 +423,14 @@ def test_what_ran_on_gpus_of_this_machine_is_stored_with_its_row(stand_in, monke
     assert len(store.rows) == 2  # a row about 8 nodes is left to SLURM
 
 
-@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
-def test_no_runs_at_all_are_refused(option, capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--seeds", "0", "choose from 1, 2, 3"), ("--seeds", "4", "choose from"), ("--jobs", "0", "is no number of 1")],
+)
+def test_numbers_of_runs_that_there_are_not_are_refused(option, value, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run.main(["memory", "--scale", "tiny", option, "0"])
-    assert "0 is no number of 1 or more" in capsys.readouterr().err
+        run.main(["memory", "--scale", "tiny", option, value])
+    assert message in capsys.readouterr().err
 
 
 def test_runs_on_gpus_of_this_machine_have_the_published_global_batch(monkeypatch):

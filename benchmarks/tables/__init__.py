@@ -13,6 +13,7 @@ NAMES = (
     "gamma_schedule", "temperature", "optimizers", "scaling", "step_time", "laion400m", "gradients", "memory",
     "map", "tuning", "tuning_optimizers",
 )  # fmt: skip
+QUICK_NAMES = NAMES[:8]  # of run --quick all: those that answer a question of the paper's
 # 4,500 training pairs, 30% of them with a wrong caption. Of the 3,000 held-out pairs in 6 shards the first 2,000 are
 # reported and the last 1,000 are for tuning.
 NOISY = Settings(val_per_character=20, val_shards=6)
@@ -53,7 +54,7 @@ class Comparison:
 class Table:
     """What one table shows.
 
-    published: a file of benchmarks/published, whose rows are found by the loss and the number of nodes;
+    published: files of benchmarks/published, whose rows are found by the loss and the number of nodes;
     published_gaps: one of the gains in `comparisons`, found by the number of nodes.
     """
 
@@ -61,7 +62,7 @@ class Table:
     question: str
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
-    published: str | None = None
+    published: tuple[str, ...] = ()
     published_gaps: str | None = None
     kind: str = "scores"  # or "tuning" (scores of the tuning pairs) or "step_time"
     scales: tuple[str, ...] = SCALES

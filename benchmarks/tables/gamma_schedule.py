@@ -8,7 +8,7 @@ TABLE = Table(
     "Constant gamma from the second epoch on (sogclr, isogclr) against a cosine to the same value (v1, v2).",
     (SOGCLR, V1, ISOGCLR, V2),
     (Comparison("sogclr", "v1"), Comparison("isogclr", "v2")),
-    published="gamma_schedule.csv",
+    published=("gamma_schedule.csv",),
     notes="The sign is the published one. At scale tiny the difference is large, since a constant gamma of 0.2 "
     "averages over five visits of 12 in all: u is that of a much worse model, and its scores are those of "
     "OpenCLIP (see Memory and temperature).",

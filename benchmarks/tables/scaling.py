@@ -13,7 +13,7 @@ from .settings import CLIP, FROZEN, V3
 
 BATCHES = {32: 1, 64: 1, 128: 2, 256: 4}  # global batch: ranks, at scale tiny
 NODES = (1, 2, 4, 8)
-FROZEN_ONCE = replace(FROZEN, seeds=1, scales=("tiny",))
+TINY_FROZEN = replace(FROZEN, scales=("tiny",))
 
 
 def at(row, batch, ranks, nodes):
@@ -32,10 +32,10 @@ TABLE = Table(
     tuple(
         at(row, *settings, nodes)
         for settings, nodes in zip(BATCHES.items(), NODES, strict=True)
-        for row in (CLIP, FROZEN_ONCE, V3)
+        for row in (CLIP, TINY_FROZEN if nodes == 1 else replace(TINY_FROZEN, seeds=1), V3)
     ),
     tuple(Comparison(f"clip-x{nodes}", f"v3-x{nodes}") for nodes in NODES),
-    published="imagenet_variants_by_nodes.csv",
+    published=("imagenet_variants_by_nodes.csv",),
     published_gaps="gap_v3_minus_openclip_by_nodes.csv",
     notes="As published, the gap is largest at the small batch. In ours it closes and turns: with 256 pairs a "
     "run has 216 steps in all. We think that with more negatives a batch no pair is solved so far that "

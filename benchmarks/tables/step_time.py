@@ -22,6 +22,6 @@ TABLE = Table(
     "Milliseconds of a training step by what they are spent on, mean over the ranks: 1 to 8 nodes with the recipe's "
     "batch a GPU; at scale tiny 1 and 2 ranks with 32 pairs each on the CPU.",
     tuple(at(row, nodes) for nodes in (1, 2, 4, 8) for row in (CLIP, V1, V2, V3)),
-    published="step_time_ms_by_nodes.csv",
+    published=("step_time_ms_by_nodes.csv",),
     kind="step_time",
 )
