@@ -1,4 +1,4 @@
-"""The learning rates from which optimizers.py takes its values: three of each optimizer, one seed."""
+"""The learning rates from which optimizers.py takes its values: three of each optimizer, five of LAMB, one seed."""
 
 from . import Table
 from .optimizers import GRID, LABELS, with_optimizer

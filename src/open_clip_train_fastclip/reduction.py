@@ -1,4 +1,4 @@
-"""Every collective of a step, packed and counted. At most four a step: ids, rows, features, new values."""
+"""Every collective of the loss, packed and counted. At most four a step: ids, rows, features, new values."""
 
 from collections import defaultdict
 from collections.abc import Callable
