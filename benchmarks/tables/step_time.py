@@ -24,6 +24,6 @@ TABLE = Table(
     tuple(at(row, nodes) for nodes in (1, 2, 4, 8) for row in (CLIP, V1, V2, V3)),
     published=("step_time_ms_by_nodes.csv",),
     kind="step_time",
-    notes="One run a row, and the profiler slows every operation: read what a step is made of here, and the cost of a loss "
-    "from benchmarks.step_cost. The optimizer is the same in all rows, so the spread of its column is noise.",
+    notes="One run a row, and the profiler slows every operation: read what a step is made of here, and the cost of a "
+    "loss from benchmarks.step_cost. The optimizer is the same in all rows, so the spread of its column is noise.",
 )
