@@ -1,6 +1,7 @@
 """What the commands share: numbers in their flags, and the exit code of a mistake or an interrupt."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ def positive(text: str) -> int:
 
 
 def exit_code_of(work: Callable[[], int]) -> int:
-    """What work() returns; 2 and one line for a UserError, 130 for an interrupt."""
+    """What work() returns; 2 and one line for a UserError, 130 for an interrupt, 141 if nobody reads the output."""
     try:
         return work()
     except UserError as error:
@@ -24,3 +25,6 @@ def exit_code_of(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is not run again", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain again at its end
+        return 141

@@ -4,6 +4,8 @@ import json
 import os
 import shlex
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -394,6 +396,14 @@ def test_wrong_input_is_one_line(arguments, message, capsys, tmp_path, monkeypat
     assert run.main([*arguments, "--results", str(tmp_path)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_output_that_nobody_reads_to_its_end_leaves_no_traceback():
+    code = "import sys; from benchmarks.command import exit_code_of; sys.exit(exit_code_of(lambda: print('x' * 10**7)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_a_refusal_of_sbatch_is_one_line(slurm, capsys):
