@@ -125,7 +125,7 @@ def _percent(evaluation):
 def require_imagenet(jobs: list[Job]) -> None:
     """Raises UserError if one of them evaluates on ImageNet in its training, and nothing says where that is."""
     if not os.environ.get("IMAGENET_VAL") and any("$IMAGENET_VAL" in job.own_arguments for job in jobs):
-        raise UserError("these runs evaluate on ImageNet: set IMAGENET_VAL to its validation folder of class folders")
+        raise UserError("these runs evaluate on ImageNet: export IMAGENET_VAL, its validation folder of class folders")
 
 
 def queued() -> set[str]:

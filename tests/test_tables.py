@@ -380,7 +380,7 @@ def test_what_is_missing_is_submitted_and_what_ended_is_collected(slurm):
         (["nothing", "--scale", "tiny"], "there is no table nothing: take one of gamma_schedule"),
         (["memory", "--scale", "tiny", "--launcher", "slurm"], "--scale tiny runs on this machine"),
         (["memory", "--scale", "medium", "--quick"], "--quick is of scale tiny"),
-        (["laion400m", "--scale", "xlarge"], "set IMAGENET_VAL"),
+        (["laion400m", "--scale", "xlarge"], "export IMAGENET_VAL"),
         (["memory", "--scale", "medium"], "there is no sbatch here: run this on the cluster, or add --dry-run"),
         (
             ["memory", "--scale", "medium", "--launcher", "local"],

@@ -60,18 +60,17 @@ TABLE = Table(
     tuple(row for rows in _ROWS.values() for row in rows),
     tuple(Comparison(row.name, rows[-1].name) for rows in _ROWS.values() for row in rows if row.loss == "clip"),
     scales=("tiny",),
-    notes="With wrong captions FastCLIP is ahead of every OpenCLIP row at batches of up to 64, in points most with "
-    "39,000 pairs (+18.5 over the best OpenCLIP row) and least at half of the captions wrong, where all are "
-    "poor. It is ahead too where many pairs are nearly alike (+5.5 on clean, +13.7 on noisy captions) or "
-    "every second caption is partial (+3.9). On the usual 4,500 clean pairs OpenCLIP at the better of its "
-    "rates, v1 and v3 are level, and v1 without memory is behind. OpenCLIP is ahead with long-tailed "
-    "characters (37.4 against 34.3 at the larger rho), and far ahead on 39,000 clean pairs: 78.2, and 84.6 "
-    "with a frozen temperature, against v3's 58.3 and 68.8. There its task in the batch is all but solved, "
-    "and it may give all of its gradient to the few pairs that are not. At batches of 128 and 256 v3 with "
-    "gamma 0.2 is level or behind, and v1 without memory ahead of the best OpenCLIP row by 5.9 and 2.5: what "
-    "loses there is a memory of 12 visits. So the global loss helps where captions are wrong or vague or "
-    "pairs nearly alike, and not where the right pair is easily told from the rest of the batch. One seed but"
-    " where a deviation is shown; OpenCLIP's own scores move by up to two points, since its shuffle is "
-    "unseeded. rho, temperatures and rates were tuned at 30% wrong, batch 32; elsewhere OpenCLIP has one more"
-    " rate and v3, on clean pairs, one more rho.",
+    notes="With wrong captions FastCLIP is ahead of every OpenCLIP row at batches of up to 64, in points most "
+    "with 39,000 pairs (+18.5 over the best OpenCLIP row) and least at half of the captions wrong, where all are "
+    "poor. It is ahead too where many pairs are nearly alike (+5.5 on clean, +13.7 on noisy captions) or every "
+    "second caption is partial (+3.9). On the usual 4,500 clean pairs OpenCLIP at the better of its rates, v1 and "
+    "v3 are level, and v1 without memory is behind. OpenCLIP is ahead with long-tailed characters (37.4 against "
+    "34.3 at the larger rho), and far ahead on 39,000 clean pairs: 78.2, and 84.6 with a frozen temperature, "
+    "against v3's 58.3 and 68.8. There its task in the batch is all but solved, and it may give all of its "
+    "gradient to the few pairs that are not. At batches of 128 and 256 v3 with gamma 0.2 is level or behind, and "
+    "v1 without memory ahead of the best OpenCLIP row by 5.9 and 2.5: what loses there is a memory of 12 visits. "
+    "So the global loss helps where captions are wrong or vague or pairs nearly alike, and not where the right "
+    "pair is easily told from the rest of the batch. One seed but where a deviation is shown; OpenCLIP's own "
+    "scores move by up to two points, since its shuffle is unseeded. rho, temperatures and rates were tuned at 30% "
+    "wrong, batch 32; elsewhere OpenCLIP has one more rate and v3, on clean pairs, one more rho.",
 )

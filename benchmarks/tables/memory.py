@@ -28,10 +28,10 @@ TABLE = Table(
         Comparison("clip", "v3-no-memory"),
     ),
     notes="With 30% wrong captions the gain is there without any memory, and the memory takes part of it back; at "
-    "15% wrong it adds a little (see the map). We think this is why: FastCLIP leaves the right pair out of g,"
-    " so every anchor pulls with the same weight, while in OpenCLIP's loss an anchor's weight is 1 - p of its"
-    " right pair: a pair that is solved fades, and a wrong caption, which cannot be solved, keeps all of its "
-    "weight. A memory that lags behind does the same: where g has fallen since, g/u is below 1. So on clean "
-    "pairs, where the solved ones may fade, the memory helps (see the map), and at 30% wrong and more a "
-    "larger gamma is better, as the default rule gives for few epochs.",
+    "15% wrong it adds a little (see the map). We think this is why: FastCLIP leaves the right pair out of g, so "
+    "every anchor pulls with the same weight, while in OpenCLIP's loss an anchor's weight is 1 - p of its right "
+    "pair: a pair that is solved fades, and a wrong caption, which cannot be solved, keeps all of its weight. A "
+    "memory that lags behind does the same: where g has fallen since, g/u is below 1. So on clean pairs, where the "
+    "solved ones may fade, the memory helps (see the map), and at 30% wrong and more a larger gamma is better, as "
+    "the default rule gives for few epochs.",
 )

@@ -38,7 +38,7 @@ TABLE = Table(
         *(with_optimizer(name, lr, name=f"v3-{name}", label=LABELS[name]) for name, lr in CHOSEN.items()),
     ),
     scales=("tiny", "medium", "large"),
-    notes="AdamW has three seeds, of which that of the others has 20.2. LAMB is level with AdamW; Lion, whose best "
-    "rate is the largest that was tried, and SGD are behind. SGD with AdamW's weight decay of 0.1 ended at "
+    notes="AdamW has three seeds, of which that of the others has 20.2. LAMB is level with AdamW; Lion, whose "
+    "best rate is the largest that was tried, and SGD are behind. SGD with AdamW's weight decay of 0.1 ended at "
     "chance at rates of 0.3, 1 and 3 (in runs.jsonl).",
 )

@@ -38,9 +38,9 @@ TABLE = Table(
     published=("imagenet_variants_by_nodes.csv",),
     published_gaps="gap_v3_minus_openclip_by_nodes.csv",
     notes="The published gap is smaller at 4 and 8 nodes than at 1 and 2. Ours closes and turns. The memory has a "
-    "part in that: without it v1 is ahead of OpenCLIP at 128 and 256 pairs as well (see the map), as after 12"
-    " visits u still lags. We think that the other part is that with more negatives a batch no pair is solved"
-    " so far that OpenCLIP's weight of it fades, which is what FastCLIP gains from here (see Memory and "
-    "temperature). The learning rate goes with the root of the batch and rho with its logarithm; neither was "
-    "tuned at these batches, where 256 pairs leave 216 steps in all.",
+    "part in that: without it v1 is ahead of OpenCLIP at 128 and 256 pairs as well (see the map), as after 12 "
+    "visits u still lags. We think that the other part is that with more negatives a batch no pair is solved so "
+    "far that OpenCLIP's weight of it fades, which is what FastCLIP gains from here (see Memory and temperature). "
+    "The learning rate goes with the root of the batch and rho with its logarithm; neither was tuned at these "
+    "batches, where 256 pairs leave 216 steps in all.",
 )
