@@ -242,9 +242,12 @@ def test_the_callers_switch_for_tf32_is_put_back(backend):
         setattr(matmul, name, before)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-5), (torch.bfloat16, 5e-5)])
-def test_error_of_an_exponent_at_the_smallest_temperature(dtype, bound):
-    """h at tau 0.01 against float64 from the same (rounded) features: README states the bound."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_error_of_an_exponent_at_the_smallest_temperature(dtype):
+    """h at tau 0.01 against float64 from the same (rounded) features: a few units in the last place of float32.
+
+    How many depends on the order in which a CPU adds; TF32 or bf16 products would be off by 0.01 and more.
+    """
     generator = torch.Generator().manual_seed(0)
     image, noise = (normalize(torch.randn(256, 512, generator=generator), dim=1) for _ in range(2))
     text = normalize(image + 0.3 * noise, dim=1).to(dtype)  # exponents up to 96
@@ -256,4 +259,4 @@ def test_error_of_an_exponent_at_the_smallest_temperature(dtype, bound):
         ((_, tile),) = list(logits)
     exact = (image.double() @ text.double().T) / 0.01
     found = tile.double() / contrast.LOG2_E
-    assert exact.max() > 90 and (found - exact).abs().max() < bound
+    assert exact.max() > 90 and (found - exact).abs().max() < 1e-4

@@ -29,7 +29,7 @@ def exact_products(device: torch.device):
     """Matrix products in the precision of their operands: no autocast, no TF32 and, on a CPU, no bf16 for float32.
 
     At tau = 0.01 an error of 1e-3 in a similarity changes exp(h) by a tenth. In float32 an exponent of up to 96 is off
-    by at most 4e-5 there, also with bf16 features.
+    by less than 1e-4 there, also with bf16 features.
     """
     # torch 2.9 and newer refuse the old switch once somebody has used the new ones
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
