@@ -24,8 +24,8 @@ import open_clip_train.main
 
 import open_clip_train_fastclip
 from open_clip_train_fastclip.main import main as train
-from open_clip_train_fastclip.snapshot_saver import SnapshotSaver
-from open_clip_train_fastclip.stopping import EXIT_STOPPED
+from open_clip_train_fastclip.training.checkpointer import SnapshotSaver
+from open_clip_train_fastclip.training.signals import EXIT_STOPPED
 
 from . import glyphs
 from .command import positive

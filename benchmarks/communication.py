@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.config import LOSSES
+from open_clip_train_fastclip.loss.config import LOSSES
 
 from .network import ASSUMPTIONS, SETTINGS, Collective, projections, table_memory
 from .one_rank import OPEN_CLIP

@@ -16,7 +16,7 @@ import open_clip
 import torch
 
 import open_clip_train_fastclip
-from open_clip_train_fastclip.durable import one_line
+from open_clip_train_fastclip.checkpoint.atomic import one_line
 from open_clip_train_fastclip.errors import UserError
 
 from .command import positive

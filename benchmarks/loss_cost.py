@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from open_clip_train_fastclip.config import LOSSES
+from open_clip_train_fastclip.loss.config import LOSSES
 
 from .memory import peak_extra_bytes
 from .one_rank import FLOOR, OPEN_CLIP, Case, Features, make_step

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from open_clip_train_fastclip.config import LOSSES as FASTCLIP_LOSSES
+from open_clip_train_fastclip.loss.config import LOSSES as FASTCLIP_LOSSES
 
 from . import glyphs
 from .command import exit_code_of

@@ -5,7 +5,7 @@ import re
 import statistics
 from pathlib import Path
 
-from open_clip_train_fastclip.profiling import FOLDER
+from open_clip_train_fastclip.training.profiling import FOLDER
 
 from .trace_times import read_trace, step_times
 

@@ -30,9 +30,9 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 
 import open_clip_train_fastclip
-from open_clip_train_fastclip.config import LOSSES
-from open_clip_train_fastclip.patches import applied
-from open_clip_train_fastclip.run import Run
+from open_clip_train_fastclip.loss.config import LOSSES
+from open_clip_train_fastclip.openclip.hooks import Run
+from open_clip_train_fastclip.openclip.patches import applied
 
 from .command import positive
 from .processes import existing_group, in_processes

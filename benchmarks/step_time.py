@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.profiling import FOLDER
+from open_clip_train_fastclip.training.profiling import FOLDER
 
 from .command import exit_code_of
 from .records import RESULTS, finish

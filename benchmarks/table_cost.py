@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.checkpoint import load_state, save_state
+from open_clip_train_fastclip.checkpoint.table import load_state, save_state
 
 from .memory import status_bytes
 from .processes import in_processes

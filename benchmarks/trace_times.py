@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.profiling import LOSS
+from open_clip_train_fastclip.training.profiling import LOSS
 
 Span = tuple[float, float]
 

@@ -16,7 +16,7 @@ import open_clip
 import open_clip_train.main  # noqa: F401  the forks inherit it
 import torch
 
-import open_clip_train_fastclip.run  # noqa: F401
+import open_clip_train_fastclip.openclip.hooks  # noqa: F401
 from open_clip_train_fastclip.main import main
 
 open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")

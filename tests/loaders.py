@@ -7,10 +7,10 @@ import torch
 from make_data import caption_of
 from open_clip_train import data as openclip_data
 
-from open_clip_train_fastclip.sample_ids import attach_webdataset_ids
-from open_clip_train_fastclip.seeding import seed_sample_order
-from open_clip_train_fastclip.shard_sizes import read_manifest
-from open_clip_train_fastclip.table_rows import attach_row_ids
+from open_clip_train_fastclip.data.manifest import read_manifest
+from open_clip_train_fastclip.data.rng import seed_sample_order
+from open_clip_train_fastclip.data.rows import attach_row_ids
+from open_clip_train_fastclip.openclip.pipeline import attach_webdataset_ids
 
 SEED = 7
 

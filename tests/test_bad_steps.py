@@ -16,10 +16,11 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
-from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, bad_steps
-from open_clip_train_fastclip.bad_steps import BadSteps
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.loss import nonfinite as bad_steps
+from open_clip_train_fastclip.loss.collectives import compress_gradients
+from open_clip_train_fastclip.loss.nonfinite import BadSteps
 from open_clip_train_fastclip.main import main
-from open_clip_train_fastclip.reduction import compress_gradients
 
 NAN, INF = math.nan, math.inf
 B, WIDTH = 8, 16  # pairs of a rank's batch, width of images and texts

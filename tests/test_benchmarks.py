@@ -9,7 +9,7 @@ from benchmarks import checkpoint_cost, communication, loss_cost, network, recor
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.one_rank import FLOOR, OPEN_CLIP, Case
 from benchmarks.processes import in_processes
-from open_clip_train_fastclip.config import LOSSES
+from open_clip_train_fastclip.loss.config import LOSSES
 
 
 def run(benchmark, arguments, folder, capsys):

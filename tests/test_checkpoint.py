@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
-from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, folders, state_index
-from open_clip_train_fastclip.checkpoint import (
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.checkpoint import folders
+from open_clip_train_fastclip.checkpoint import index as state_index
+from open_clip_train_fastclip.checkpoint.table import (
     atomic_torch_save,
     fastclip_note,
     load_state,

@@ -25,10 +25,10 @@ from trajectories import (
 )
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.checkpoint import load_state, read_index
-from open_clip_train_fastclip.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, LOSSES
-from open_clip_train_fastclip.convert import convert, main
+from open_clip_train_fastclip.checkpoint.released import convert, main
+from open_clip_train_fastclip.checkpoint.table import load_state, read_index
 from open_clip_train_fastclip.errors import UserError
+from open_clip_train_fastclip.loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, LOSSES
 
 EPOCH, STEP = 2, 2 * STEPS_PER_EPOCH  # the released checkpoints here are those after two epochs
 TABLES = [f"{name}_{side}" for name in ("tau", "m_grad_tau", "v_grad_tau", "bound") for side in ("im", "tt")]

@@ -8,8 +8,8 @@ import pytest
 from cli import TINY, run_cli
 from make_data import make_shards
 
-from open_clip_train_fastclip import data_identity
-from open_clip_train_fastclip.shard_sizes import ShardManifest
+from open_clip_train_fastclip.data import identity as data_identity
+from open_clip_train_fastclip.data.manifest import ShardManifest
 
 BEFORE = [("00000.tar", 1000), ("00001.tar", 999), ("00002.tar", 500)]
 

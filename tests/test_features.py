@@ -65,7 +65,7 @@ def stalled_or_killed(how):
     """A command line whose rank 1 dies or stops for good, in its second step or at an evaluation."""
     import open_clip_train.main
 
-    from open_clip_train_fastclip import loss as loss_module
+    from open_clip_train_fastclip.loss import fastclip as loss_module
     from open_clip_train_fastclip.main import main
 
     in_step, in_evaluation = loss_module.FastCLIPLoss._evaluate, open_clip_train.main.evaluate

@@ -20,24 +20,20 @@ from hypothesis import strategies as st
 from make_data import make_shards
 from open_clip_train.data import get_csv_dataset
 
-from open_clip_train_fastclip import (
-    FastCLIPConfig,
-    FastCLIPLoss,
-    checks,
-    data_identity,
-    params,
-    released_flags,
-    shard_sizes,
-    snapshot,
-)
-from open_clip_train_fastclip.checkpoint import load_state, save_state
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.checkpoint import mid_epoch as snapshot
+from open_clip_train_fastclip.checkpoint.index import INDEX, rank_file, read_index
+from open_clip_train_fastclip.checkpoint.table import load_state, save_state
+from open_clip_train_fastclip.data import identity as data_identity
+from open_clip_train_fastclip.data import manifest as shard_sizes
+from open_clip_train_fastclip.data.rows import attach_row_ids, rows_hash
+from open_clip_train_fastclip.data.scan_cache import FILE_NAME
+from open_clip_train_fastclip.data.shard_list import check_shards, shard_name
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.flags import FLAGS
-from open_clip_train_fastclip.run import Run
-from open_clip_train_fastclip.scan_cache import FILE_NAME
-from open_clip_train_fastclip.shards import check_shards, shard_name
-from open_clip_train_fastclip.state_index import INDEX, rank_file, read_index
-from open_clip_train_fastclip.table_rows import attach_row_ids, rows_hash
+from open_clip_train_fastclip.openclip import checks, released_flags
+from open_clip_train_fastclip.openclip import settings as params
+from open_clip_train_fastclip.openclip.flags import FLAGS
+from open_clip_train_fastclip.openclip.hooks import Run
 
 N, SHARDS, PER_SHARD = 13, 3, 2
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.reduction import compress_gradients
+from open_clip_train_fastclip.loss.collectives import compress_gradients
 
 
 def train(kind, steps):

@@ -13,8 +13,9 @@ from reference import Reference
 from torch.nn.functional import normalize
 from trajectories import LOSSES, assert_close, golden_settings, random_steps, unit
 
-from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, contrast
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.errors import UserError
+from open_clip_train_fastclip.loss import functional as contrast
 
 
 def opposite_pairs(dtype):

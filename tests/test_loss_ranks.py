@@ -20,7 +20,7 @@ from ranks import run_ranks
 from reference import GLOBAL_TAU, INDIVIDUAL_TAU
 from trajectories import LOSSES, assert_close, golden_settings, random_steps
 
-from open_clip_train_fastclip.checkpoint import load_state, save_state
+from open_clip_train_fastclip.checkpoint.table import load_state, save_state
 
 BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from open_clip_train_fastclip import params, released_flags
-from open_clip_train_fastclip.config import LOSSES, FastCLIPConfig, default_gamma
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.flags import FLAGS
+from open_clip_train_fastclip.loss.config import LOSSES, FastCLIPConfig, default_gamma
 from open_clip_train_fastclip.main import main
+from open_clip_train_fastclip.openclip import released_flags
+from open_clip_train_fastclip.openclip import settings as params
+from open_clip_train_fastclip.openclip.flags import FLAGS
 
 STOCK = open_clip_train.params.argparse
 TRAIN = ["--train-data", "shards/{000..009}.tar"]

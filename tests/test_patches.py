@@ -7,9 +7,9 @@ import open_clip_train.params
 import pytest
 from cli import TINY, run_cli
 
-from open_clip_train_fastclip import patches
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.run import Run
+from open_clip_train_fastclip.openclip import patches
+from open_clip_train_fastclip.openclip.hooks import Run
 
 ALL = (patches.PARSER, patches.PARSE_ARGS, *patches.PATCHES)
 

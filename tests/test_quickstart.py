@@ -8,7 +8,7 @@ import pytest
 from benchmarks import glyphs, quickstart, quickstart_table, run_log
 from benchmarks.training_runs import Run, train_all
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.flags import FLAGS
+from open_clip_train_fastclip.openclip.flags import FLAGS
 
 # Stands in for the training command line: writes what a run leaves behind, or fails for --name clip-frozen.
 TRAINER = """

@@ -24,9 +24,9 @@ from open_clip_train import data as openclip_data
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import transforms
 
+from open_clip_train_fastclip.data.manifest import ShardManifest, read_manifest
 from open_clip_train_fastclip.errors import UserError, user_message
-from open_clip_train_fastclip.sample_ids import MAX_CAPTION_BYTES, attach_webdataset_ids
-from open_clip_train_fastclip.shard_sizes import ShardManifest, read_manifest
+from open_clip_train_fastclip.openclip.pipeline import MAX_CAPTION_BYTES, attach_webdataset_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # OpenCLIP sets it without a GPU, too
 

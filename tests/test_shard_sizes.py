@@ -14,10 +14,11 @@ from make_data import make_shards, sample_files, write_tar
 from open_clip_train import data as openclip_data
 from ranks import run_ranks
 
-from open_clip_train_fastclip import scan_cache, shard_sizes
+from open_clip_train_fastclip.data import manifest as shard_sizes
+from open_clip_train_fastclip.data import scan_cache
+from open_clip_train_fastclip.data.manifest import read_manifest, scan_shard
+from open_clip_train_fastclip.data.shard_list import check_shards, check_shards_for_workers
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.shard_sizes import read_manifest, scan_shard
-from open_clip_train_fastclip.shards import check_shards, check_shards_for_workers
 
 CACHE = scan_cache.FILE_NAME
 

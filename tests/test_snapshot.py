@@ -22,14 +22,16 @@ from open_clip_train.main import get_latest_checkpoint
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from open_clip_train_fastclip import folders, preflight, snapshot
-from open_clip_train_fastclip.checkpoint import read_index as read_state_index
-from open_clip_train_fastclip.data_position import DataPosition
+from open_clip_train_fastclip import preflight
+from open_clip_train_fastclip.checkpoint import folders
+from open_clip_train_fastclip.checkpoint import mid_epoch as snapshot
+from open_clip_train_fastclip.checkpoint.table import read_index as read_state_index
+from open_clip_train_fastclip.data.position import DataPosition
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.main import main
-from open_clip_train_fastclip.moments import Interval, Moments, parse_interval
-from open_clip_train_fastclip.resume import newest_checkpoint
-from open_clip_train_fastclip.snapshot_saver import SnapshotSaver
+from open_clip_train_fastclip.openclip.checkpoints import newest_checkpoint
+from open_clip_train_fastclip.training.checkpointer import SnapshotSaver
+from open_clip_train_fastclip.training.save_trigger import Interval, Moments, parse_interval
 
 SAMPLES = 48
 EPOCHS = 2

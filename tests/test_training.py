@@ -11,7 +11,7 @@ from cli import TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
 from safetensors.torch import load_file
 
-from open_clip_train_fastclip.config import LOSSES
+from open_clip_train_fastclip.loss.config import LOSSES
 from open_clip_train_fastclip.main import main
 
 

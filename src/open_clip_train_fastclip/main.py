@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from .durable import one_line
+from .checkpoint.atomic import one_line
 from .errors import UserError, user_message
-from .stopping import EXIT_STOPPED, Stopped, ignore_signals
+from .training.signals import EXIT_STOPPED, Stopped, ignore_signals
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 GAVE_UP = -1  # what OpenCLIP's main() returns when it has printed why it does not train
@@ -79,8 +79,8 @@ def _train(argv: list[str]) -> int | None:
     import open_clip
 
     open_clip.add_model_config(Path(__file__).parent / "model_configs")
-    from .patches import applied
-    from .run import Run
+    from .openclip.hooks import Run
+    from .openclip.patches import applied
 
     run = Run()
     try:

@@ -17,15 +17,15 @@ import open_clip
 import open_clip_train.main
 import torch
 
-from . import checks
-from .config import INDIVIDUAL_TAU
-from .durable import one_line
+from .checkpoint.atomic import one_line
+from .data.shard_list import check_shards, check_shards_for_workers
 from .errors import UserError, user_message
-from .patches import applied
-from .resume import load_checkpoint, newest_checkpoint
-from .run import Run
-from .saving import LATEST
-from .shards import check_shards, check_shards_for_workers
+from .loss.config import INDIVIDUAL_TAU
+from .openclip import checks
+from .openclip.checkpoints import load_checkpoint, newest_checkpoint
+from .openclip.hooks import Run
+from .openclip.patches import applied
+from .openclip.saving import LATEST
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,215 @@
+"""Turn a checkpoint of the authors' released code into a pair that this package resumes from.
+
+    python -m open_clip_train_fastclip.convert RELEASED.pt CHECKPOINTS [--loss fastclip-v3]
+
+writes CHECKPOINTS/epoch_N.pt, which stock OpenCLIP loads as well, and CHECKPOINTS/epoch_N.fastclip. The per-sample
+tables go over row by row (u is kept as log u), tau and its moments move from the optimizer into the state. The rows are
+those of json keys, so the run goes on with --sample-id json-key. Nothing in the released file is executed.
+"""
+
+import argparse
+import glob
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, LOSSES, FastCLIPConfig
+from ..loss.fastclip import FastCLIPLoss
+from ..loss.sample_table import SampleState
+from .atomic import numpy_numbers_are_plain, one_line
+from .table import atomic_torch_save, fastclip_note, json_key_hash, save_state, state_dir
+
+NEVER_SEEN = 1e-35  # the released code takes a u below this, inf or nan as that of a sample never seen
+SIDES = {"im": "image", "tt": "text"}
+INDIVIDUAL = {"tau": "tau", "m_grad_tau": "tau_m", "v_grad_tau": "tau_v"}  # released name -> column, without the side
+
+
+def convert(released: Path, checkpoints: Path, loss_name: str | None = None) -> tuple[Path, FastCLIPLoss]:
+    """Write the pair; returns the path of the .pt and the loss that holds the state.
+
+    loss_name: the algorithm, needed where the checkpoint does not tell it. Raises UserError; overwrites nothing.
+    """
+    checkpoint = _load(released)
+    _check_keys(checkpoint, released)
+    tables = _tables(checkpoint, released)
+    group = _temperature_group(checkpoint, released)
+    loss_name = _loss_name(loss_name, individual="tau_im" in tables, learned=bool(group["params"]), path=released)
+    epoch = checkpoint["epoch"]
+    path, state = checkpoints / f"epoch_{epoch}.pt", state_dir(checkpoints, epoch)
+    for existing in (path, state):
+        if existing.exists():
+            raise UserError(f"{existing} exists: name another folder; nothing was changed")
+
+    loss = FastCLIPLoss(FastCLIPConfig(loss=loss_name, num_samples=len(tables["u_im"])))
+    _fill(loss.table, tables)
+    optimizer = checkpoint["optimizer"]["state"]
+    loss.step = max((int(entry["step"]) for entry in optimizer.values()), default=0)
+    if loss.global_tau is not None:
+        loss.load_tau_state(_tau_state(checkpoint, group))
+    loss.recount()
+    save_state(
+        loss,
+        state,
+        epoch=epoch,
+        manifest_hash=json_key_hash(loss.table.num_samples),
+        settings={},  # the released checkpoint holds none of them
+        global_batch_size=None,
+    )
+    ours = {name: checkpoint[name] for name in ("epoch", "name", "state_dict", "scaler") if name in checkpoint}
+    ours["optimizer"] = {
+        "state": {number: entry for number, entry in optimizer.items() if number not in group["params"]},
+        "param_groups": checkpoint["optimizer"]["param_groups"][:-1],
+    }
+    atomic_torch_save({**ours, "fastclip": fastclip_note(loss_name, epoch)}, path)
+    return path, loss
+
+
+def _load(path: Path) -> dict:
+    """The contents of a checkpoint, read without executing any code that it names."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        with numpy_numbers_are_plain():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what the bytes of a foreign file can raise has no end
+        foreign = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors and plain values" if foreign else one_line(error)
+        raise UserError(f"{path} cannot be read ({reason}): name a checkpoint of the released code") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} holds no dict: name a checkpoint of the released code")
+    return checkpoint
+
+
+def _check_keys(checkpoint: dict, path: Path) -> None:
+    """Raise UserError unless the checkpoint has what the released code saves."""
+    if "u_im" not in checkpoint or "u_tt" not in checkpoint:
+        raise UserError(
+            f"{path} has no u_im and u_tt, so it is not of the released code's --fastclip: "
+            "an OpenCLIP checkpoint needs no conversion, --resume it with --fastclip-fresh-state"
+        )
+    for name, kind in (("epoch", int), ("state_dict", dict), ("optimizer", dict)):
+        if not isinstance(checkpoint.get(name), kind):
+            raise UserError(f"{path} has no {name}: name a checkpoint that the released training code saved")
+    if not {"logit_scale", "module.logit_scale"} & checkpoint["state_dict"].keys():
+        raise UserError(f"{path} has no logit_scale among its weights: name a checkpoint of a CLIP model")
+
+
+def _tables(checkpoint: dict, path: Path) -> dict[str, Tensor]:
+    """The per-sample tables by their released names, [N] each."""
+    tables = _columns(checkpoint, ["u_im", "u_tt"], path)
+    names = [f"{name}_{side}" for name in (*INDIVIDUAL, "bound") for side in SIDES]
+    if "tau_im" in checkpoint:
+        tables |= _columns(checkpoint, names, path)
+    else:
+        tables |= _tables_of_ranks(path, names)
+    sizes = {len(table) for table in tables.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise UserError(f"{path}: its tables have {sorted(sizes)} rows, and all should have the same: it is damaged")
+    return tables
+
+
+def _tables_of_ranks(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """Tables that some revisions save in a file a rank, each up to date for the samples that this rank has seen."""
+    tables = {}
+    for rank in range(len(list(path.parent.glob(f"{glob.escape(path.stem)}_tau_rank_*.pt")))):
+        file = path.with_name(f"{path.stem}_tau_rank_{rank}.pt")
+        columns = _columns(_load(file), names, file)
+        if not tables:
+            tables = columns
+        if {len(table) for table in (*tables.values(), *columns.values())} != {len(tables["tau_im"])}:
+            raise UserError(f"{file}: its tables differ in size from those of rank 0: it is damaged")
+        for name, column in columns.items():
+            seen = columns[f"v_grad_tau_{name[-2:]}"] > 0
+            tables[name] = torch.where(seen, column, tables[name])
+    return tables
+
+
+def _columns(contents: dict, names: list[str], path: Path) -> dict[str, Tensor]:
+    """Tables of one number a sample, [N, 1] or [N] in the file, [N] here."""
+    columns = {}
+    for name in names:
+        table = contents.get(name)
+        if not isinstance(table, Tensor) or not table.is_floating_point() or table.shape[1:] not in ((), (1,)):
+            raise UserError(f"{path}: {name} is missing or is no table of one number a sample: the file is damaged")
+        columns[name] = table.reshape(-1)
+    return columns
+
+
+def _temperature_group(checkpoint: dict, path: Path) -> dict:
+    """The optimizer's third group: logit_scale, or nothing where it was not learned."""
+    groups = checkpoint["optimizer"].get("param_groups", [])
+    if len(groups) != 3 or len(groups[2]["params"]) > 1 or "amsgrad" not in groups[0]:
+        raise UserError(
+            f"{path} has an optimizer that is not the released code's AdamW (with LAMB only the weights can go on): "
+            "--resume the file itself with --fastclip-fresh-state"
+        )
+    return groups[2]
+
+
+def _loss_name(asked: str | None, *, individual: bool, learned: bool, path: Path) -> str:
+    """The algorithm: the one asked for, if the checkpoint can be of it, or the one that the checkpoint tells."""
+    possible, temperature = CONSTANT_TAU, "a constant temperature"
+    if individual:
+        possible, temperature = INDIVIDUAL_TAU, "a temperature for each sample"
+    elif learned:
+        possible, temperature = GLOBAL_TAU, "a learned temperature"
+    if asked is None and individual:
+        return "fastclip-v2"
+    if asked not in possible:
+        raise UserError(f"{path} has {temperature}: say of which algorithm with --loss {' or --loss '.join(possible)}")
+    return asked
+
+
+def _fill(table: SampleState, released: dict[str, Tensor]) -> None:
+    """Copy the released tables into ours; u of v2 is stored as u * exp(-bound)."""
+    for side, name in SIDES.items():
+        u, log_u = released[f"u_{side}"], table.local(f"log_u_{name}")
+        log_u.copy_(u).log_()
+        if "bound_im" in released:
+            log_u += released[f"bound_{side}"]
+            for theirs, ours in INDIVIDUAL.items():
+                table.local(f"{ours}_{name}").copy_(released[f"{theirs}_{side}"])
+        log_u[~((u >= NEVER_SEEN) & (u < math.inf))] = -math.inf
+
+
+def _tau_state(checkpoint: dict, group: dict) -> dict[str, float]:
+    """log(1/tau) from the weights, its AdamW moments from the optimizer."""
+    weights = checkpoint["state_dict"]
+    logit_scale = weights["module.logit_scale"] if "module.logit_scale" in weights else weights["logit_scale"]
+    moments = {"exp_avg": 0.0, "exp_avg_sq": 0.0, "step": 0.0}
+    for number in group["params"]:
+        moments |= checkpoint["optimizer"]["state"].get(number, {})
+    return {
+        "log_inv_tau": float(logit_scale),
+        "m": float(moments["exp_avg"]),
+        "v": float(moments["exp_avg_sq"]),
+        "steps": float(moments["step"]),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m open_clip_train_fastclip.convert", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("released", type=Path, help="epoch_N.pt of the released code")
+    parser.add_argument("checkpoints", type=Path, help="folder for epoch_N.pt and epoch_N.fastclip")
+    parser.add_argument("--loss", choices=LOSSES, help="its algorithm, where the file does not tell (all but v2)")
+    args = parser.parse_args(argv)
+    try:
+        path, loss = convert(args.released, args.checkpoints, args.loss)
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    size, name = loss.table.num_samples, loss.config.loss
+    print(f"wrote {path} and its state: {int(loss.visited)} of {size} samples visited, tau {loss.temperature:.4g}")
+    print(
+        f"go on with: --loss {name} --resume {path} --sample-id json-key --data-size {size}, "
+        "and the released run's own flags: its checkpoint holds neither gamma nor rho"
+    )
+    return 0

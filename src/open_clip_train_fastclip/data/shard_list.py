@@ -1,0 +1,121 @@
+"""The shards that --train-data names: which they are, where they lie, whether they can be read, how many are needed."""
+
+import os
+import re
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlparse
+
+import torch.distributed as dist
+from webdataset.gopen import gopen_schemes, rewrite_url
+from webdataset.shardlists import expand_urls
+
+from ..errors import UserError
+
+THREADS = 16  # a network file system is slow to answer, but answers many at once
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # first bytes of gzip, bzip2 and xz, which the loader unpacks
+
+
+def local_path(url: str) -> str | None:
+    """The path of a shard that the loader opens as a file; None for one that it fetches."""
+    url = rewrite_url(url)
+    parts = urlparse(url)
+    return {"": url, "file": parts.path}.get(parts.scheme)
+
+
+def shard_name(url: str) -> str:
+    """The file name of a shard, also inside an address or a command (`pipe:cat /data/00000.tar`)."""
+    path = local_path(url)
+    if path is not None:
+        return os.path.basename(path)
+    names = re.findall(r"[^/\s'\"?&=]+\.tar(?:\.\w+)?", url)
+    return names[-1] if names else os.path.basename(url)
+
+
+def rank_share(items: list) -> list:
+    """This rank's part of work that the ranks split; all of it without a process group."""
+    return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
+
+
+def check_shards(data: str, flag: str = "--train-data") -> list[str]:
+    """The shards that OpenCLIP makes of a flag's value (`{00000..00331}.tar`, `::`), in order, repetitions included.
+
+    Local ones are opened: each must begin and end as a tar file does. The ranks split this work, so call it through
+    errors.agree. Raises UserError that names the shard and the cure.
+    """
+    try:
+        urls = expand_urls(data)
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"{flag} {data} cannot be expanded ({error}): write it as folder/{{00000..00331}}.tar"
+        ) from None
+    with ThreadPoolExecutor(THREADS) as pool:
+        problems = list(filter(None, pool.map(_problem, rank_share(list(dict.fromkeys(urls))))))
+    if problems:
+        others = f" (of {len(urls):,} shards, {len(problems):,} cannot be used)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + others)
+    return urls
+
+
+def check_shards_for_workers(num_shards: int, workers: int, world_size: int, resampled: bool) -> None:
+    """Raise UserError, saying how many workers would fit, if a worker would be left without a shard.
+
+    num_shards counts repetitions; with resampling every worker draws from all shards.
+    """
+    fitting = num_shards // world_size
+    if resampled or fitting >= max(workers, 1):
+        return
+    if fitting == 0:
+        raise UserError(
+            f"{num_shards} shards are too few for {world_size} processes: use at most {num_shards}, "
+            "make more and smaller shards, or add --dataset-resampled"
+        )
+    raise UserError(
+        f"{num_shards} shards are too few for {workers} workers in each of {world_size} processes, "
+        f"which need {workers * world_size}: use --workers {fitting}, more and smaller shards, or --dataset-resampled"
+    )
+
+
+def _problem(url: str) -> str | None:
+    try:
+        path = local_path(url)
+    except ValueError as error:
+        return f"shard {url} is no address ({error}): correct it, or leave it out"
+    if path is None:
+        scheme = urlparse(rewrite_url(url)).scheme
+        if scheme in gopen_schemes:
+            return None
+        return f"shard {url}: webdataset opens no {scheme}:// address; name a command, like pipe:aws s3 cp {url} -"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(tarfile.BLOCKSIZE)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+            tail = file.read()
+    except FileNotFoundError:
+        return f"shard {path} does not exist: {_how_to_name(path)}"
+    except OSError as error:
+        return f"shard {path} cannot be read ({error.strerror}): see to its kind and permissions, or leave it out"
+    if head.startswith(COMPRESSED):
+        return None
+    if not _is_header(head) and not (size <= tarfile.RECORDSIZE and head == bytes(tarfile.BLOCKSIZE)):
+        return f"shard {path} is no tar file: download or make it again, or leave it out"
+    if size % tarfile.BLOCKSIZE or tail != bytes(2 * tarfile.BLOCKSIZE):
+        return f"shard {path} is cut off, a complete tar ends with zeros: download or make it again, or leave it out"
+    return None
+
+
+def _how_to_name(path: str) -> str:
+    if path.startswith("~"):
+        return "~ is not expanded here, write the whole path"
+    if re.search(r"[*?\[]", path):
+        return "* ? and [] are not expanded here, write folder/{00000..00331}.tar"
+    return "correct its name, or leave it out"
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True

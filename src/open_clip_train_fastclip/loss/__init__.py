@@ -1,0 +1,1 @@
+"""The FastCLIP losses: for any training loop, with torch alone."""

@@ -1,0 +1,332 @@
+"""FastCLIPLoss: one step of Algorithm 1 of FastCLIP (arXiv 2407.01445), for any training loop.
+
+Shapes: b pairs of this rank, B = K*b pairs of the global batch over K ranks, d width of the embedding,
+C columns of the per-sample table. Suffix _b2 and _B2: column 0 belongs to image anchors, column 1 to text anchors.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from . import functional as contrast
+from .collectives import Reduction
+from .config import FastCLIPConfig
+from .sample_table import SampleState
+from .schedules import gamma_at
+from .temperature import GlobalTemperature, move_individual, tau_lr_at
+
+
+@dataclass
+class _Step:
+    """What a step knows of its samples and, after its first call, the values that its later calls reuse."""
+
+    ids_b: Tensor  # as given
+    ids_B: Tensor
+    last_B: Tensor  # position of the last copy of the same sample in the global batch
+    copies_B: Tensor  # at a last copy: how many copies there are; elsewhere 0
+    rows: Callable[[], Tensor]  # waits for the old rows [B, C]
+    announced: bool  # by begin_step: every call until the next begin_step belongs to it
+    tau_B2: Tensor | None = None  # the step's tau, before it moved
+    log_eps_u_B2: Tensor | None = None  # log(eps + new u)
+    value: Tensor | None = None
+
+
+@dataclass
+class _Contrast:
+    """Local anchors against the global batch, in one call of the loss."""
+
+    items: tuple[Tensor, Tensor]  # local image and text features [b, d], in the precision of the arithmetic
+    logits: tuple[contrast.Logits, contrast.Logits]  # image anchors to texts, text anchors to images
+    diagonal_b: Tensor
+    log_g_b2: Tensor
+    mean_h_b2: Tensor
+
+
+class FastCLIPLoss(nn.Module):
+    """SogCLR, iSogCLR and FastCLIP v0 to v3 on L2-normalised features.
+
+    Call `start_epoch(epoch)` before each epoch and the module once a step. The value is the objective of the paper
+    with the running estimates u in place of g, the same on every rank; its gradient is the algorithm's estimator
+    (not the value's derivative), scaled by K so that the mean over ranks, which DDP forms, is the global gradient.
+    tau and u move inside the call; the value and the gradients use the step's old tau and its new u.
+    A global batch with a non-finite feature leaves u, tau and its moments as they are, and `usable` says so: what it
+    gives as gradients is no good either (bad_steps.BadSteps leaves out the optimizer's step).
+
+    World size and rank are those of torch.distributed if it is initialised when the module is made.
+    """
+
+    def __init__(self, config: FastCLIPConfig, device: torch.device | str = "cpu"):
+        super().__init__()
+        self.config = config
+        self.reduction = Reduction()
+        self.table = SampleState(config, self.reduction)
+        self.global_tau = None if config.individual_tau else GlobalTemperature(config)
+        self.register_buffer("visited", torch.zeros((), dtype=torch.int64), persistent=False)
+        mean_tau = torch.tensor(config.temperature, dtype=torch.float64)
+        self.register_buffer("mean_individual_tau", mean_tau, persistent=False)
+        # Of the last step: whether every feature was finite, the same on every rank. A new tensor each time.
+        self.register_buffer("usable", torch.ones((), dtype=torch.bool), persistent=False)
+        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.step = 0  # steps done, the clock of tau_lr's cosine
+        self._last_rows_BC: Tensor | None = None  # new rows of the last step, for metrics()
+        self.start_epoch(0)
+        self.to(device)
+
+    # ---------------------------------------------------------------- what a training loop calls
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set gamma for `epoch` (0-based), before its first step; an unfinished step is forgotten."""
+        c = self.config
+        self.epoch = epoch
+        self.gamma = gamma_at(epoch, c.gamma_schedule, c.gamma, c.gamma_decay_epochs)
+        self._step: _Step | None = None
+
+    def begin_step(self, sample_ids: Tensor) -> None:
+        """Announce the ids [b] (int64) of the coming step, so that their rows are fetched while the model runs.
+
+        With gradient accumulation over A micro-batches these are the A*b ids of the whole step, and the module is
+        then called A times: the first call moves u and tau, the others reuse the new u and the step's old tau.
+        Ids on the CPU are checked. Raises UserError for ids outside 0 .. N-1 and for a global batch of one pair.
+        """
+        self._fetch_rows(sample_ids, announced=True)
+
+    def forward(self, image_features: Tensor, text_features: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        """Value of the objective, 0-d, for features [b, d] and, unless begin_step announced them, ids [b] int64.
+
+        Ids that were announced may be passed again: the same tensor, since comparing two on a GPU waits for it.
+        """
+        if sample_ids is not None and not self._announced(sample_ids):
+            self._fetch_rows(sample_ids, announced=False)
+        if self._step is None:
+            raise UserError("the loss does not know the samples of this step: pass sample_ids or call begin_step")
+        if image_features.shape != text_features.shape or len(image_features) != len(self._step.ids_b):
+            raise UserError(
+                f"image features {tuple(image_features.shape)} and text features {tuple(text_features.shape)} do not "
+                f"fit {len(self._step.ids_b)} sample ids: give one row of each modality a sample"
+            )
+        return _Objective.apply(image_features, text_features, self)
+
+    @property
+    def temperature(self) -> Tensor:
+        """tau in force, 0-d: the global one, or the mean of the individual ones over all samples and modalities."""
+        return self.mean_individual_tau if self.global_tau is None else self.global_tau.tau()
+
+    def full_state(self) -> dict[str, Tensor]:
+        """Every column of the per-sample table over all N samples, on the CPU of every rank (collective)."""
+        return self.table.full()
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the last step for a log line: tau, gamma, tau_lr, log u, share of samples visited.
+
+        skipped_steps: how many steps had a non-finite feature, since the loss was made.
+        """
+        tau = self.temperature
+        figures = {"tau": tau.item(), "gamma": self.gamma, "visited": self.visited.item() / self.config.num_samples}
+        figures["skipped_steps"] = self.skipped_steps.item()
+        if not (self.config.global_tau or self.config.individual_tau):
+            figures["tau_lr"] = 0.0
+        else:
+            figures["tau_lr"] = tau_lr_at(self.config, max(self.step - 1, 0), tau).item()
+        if self._last_rows_BC is not None:
+            log_u = self._last_rows_BC[:, :2]
+            log_u = log_u[log_u.isfinite()]  # a batch with a bad feature may hold unvisited samples
+            figures |= {"log_u_mean": log_u.mean().item(), "log_u_std": log_u.std().item()}
+            if self.config.individual_tau:
+                figures["tau_std"] = self._last_rows_BC[:, 2:4].std().item()
+        return figures
+
+    # ---------------------------------------------------------------- Algorithm 1, in order
+
+    def _announced(self, sample_ids: Tensor) -> bool:
+        step = self._step
+        if step is None or not step.announced or step.ids_b.device != sample_ids.device:
+            return False
+        return step.ids_b is sample_ids or torch.equal(step.ids_b, sample_ids)
+
+    def _fetch_rows(self, sample_ids: Tensor, announced: bool) -> None:
+        """Gather the ids of the global batch and begin to fetch their rows of the table."""
+        if len(sample_ids) * self.reduction.world_size < 2:
+            raise UserError("a global batch of 1 pair has nothing to compare it with: use a batch size of 2 or more")
+        if not sample_ids.is_cuda and not 0 <= sample_ids.min() <= sample_ids.max() < self.table.num_samples:
+            raise UserError(
+                f"sample ids from {sample_ids.min().item()} to {sample_ids.max().item()} do not fit a table of "
+                f"{self.table.num_samples} samples: set num_samples to the largest id + 1"
+            )
+        ids_B = self.reduction.gather("ids", sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
+        last_B, copies_B = contrast.last_copies(ids_B)
+        self._step = _Step(sample_ids, ids_B, last_B, copies_B, self.table.read(ids_B), announced)
+
+    def _evaluate(self, image_bd: Tensor, text_bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value and the gradients of this rank's features, [b, d] each; called without autograd."""
+        step = self._step
+        first_call = step.log_eps_u_B2 is None
+        with contrast.exact_products(image_bd.device):
+            if first_call:
+                rows_BC = step.rows()
+                step.tau_B2 = self._tau_of(rows_BC)
+            view = self._contrast_with_global_batch(image_bd, text_bd)
+            if first_call:
+                diagonal_B = self._move_u_and_tau(view, rows_BC)
+            else:
+                diagonal_B = self.reduction.gather("diagonal", view.diagonal_b)
+                self._judge(diagonal_B, self.usable)
+            gradients = self._feature_gradients(view, diagonal_B)
+        return step.value, *gradients
+
+    def _tau_of(self, rows_BC: Tensor) -> Tensor:
+        if self.global_tau is None:
+            return rows_BC[:, 2:4]
+        return self.global_tau.tau().expand(len(rows_BC), 2)
+
+    def _own(self, values_B: Tensor) -> Tensor:
+        b = len(self._step.ids_b)
+        return values_B[self.reduction.rank * b : (self.reduction.rank + 1) * b]
+
+    def _contrast_with_global_batch(self, image_bd: Tensor, text_bd: Tensor) -> _Contrast:
+        """Gather the features, packed and in the dtype they have; log g of the local anchors of both modalities."""
+        step, d = self._step, image_bd.shape[1]
+        everything = self.reduction.gather("features", torch.cat([image_bd, text_bd], dim=1))
+        everything = everything.to(torch.promote_types(everything.dtype, torch.float32))
+        image_Bd, text_Bd = everything[:, :d], everything[:, d:]
+        image_bd, text_bd = self._own(image_Bd), self._own(text_Bd)
+        diagonal_b = torch.linalg.vecdot(image_bd, text_bd)
+        last_b, tau_b2 = self._own(step.last_B), self._own(step.tau_B2).to(everything.dtype)
+        image_logits = contrast.Logits(image_bd, tau_b2[:, 0], text_Bd, last_b, step.last_B)
+        both = [contrast.log_g(image_logits, diagonal_b)]
+        if self.reduction.world_size == 1:
+            text_logits = image_logits.transposed(tau_b2[:, 1])
+        else:
+            text_logits = contrast.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B)
+        both.append(contrast.log_g(text_logits, diagonal_b))
+        log_g_b2, mean_h_b2 = (torch.stack(pair, dim=1) for pair in zip(*both, strict=True))
+        return _Contrast((image_bd, text_bd), (image_logits, text_logits), diagonal_b, log_g_b2, mean_h_b2)
+
+    def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor) -> Tensor:
+        """New u and, by the loss's rule, new tau: computed where the anchor lives, then known and stored everywhere.
+
+        Returns the diagonal of the global batch [B], which travels along.
+        """
+        step, c, dtype = self._step, self.config, rows_BC.dtype
+        old_b = self._own(rows_BC)
+        log_u_b2 = contrast.updated_log_u(old_b[:, :2], view.log_g_b2.to(dtype), self.gamma)
+        log_eps_u_b2 = contrast.log_weight_denominator(log_u_b2, c.eps)
+        # tau d_tau g / (eps + u) of each anchor
+        slope_b2 = -view.mean_h_b2.to(dtype) * (view.log_g_b2.to(dtype) - log_eps_u_b2).exp()
+        columns = [log_u_b2, view.diagonal_b.to(dtype)[:, None]]
+        if c.individual_tau:
+            rate = tau_lr_at(c, self.step, self.temperature.to(dtype))
+            columns += move_individual(
+                c, *old_b[:, 2:].split(2, dim=1), log_eps_u_b2 + c.rho + slope_b2, rate, self.epoch
+            )
+        packed_bC = torch.cat(columns, dim=1)
+        # Copies of a sample all take the values of the last one, so it stands for them in the sum as well.
+        slope = (slope_b2.sum(1) * self._own(step.copies_B)).sum()
+        new_BC, slope = self._exchange(packed_bC, slope)
+        diagonal_B, new_BC = new_BC[:, 2], torch.cat([new_BC[:, :2], new_BC[:, 3:]], dim=1)[step.last_B]
+        usable = self._judge(diagonal_B, torch.ones_like(self.usable))
+
+        step.log_eps_u_B2 = contrast.log_weight_denominator(new_BC[:, :2], c.eps)
+        step.value = self._value()
+        if c.global_tau:
+            mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), step.log_eps_u_B2.sum(1).mean()
+            gradient = self.global_tau.gradient(slope / len(new_BC), mean_log_u, mean_log_eps_u)
+            self.global_tau.move(gradient, tau_lr_at(c, self.step, self.global_tau.tau()), usable)
+        self._store(rows_BC, torch.where(usable, new_BC, rows_BC))
+        return diagonal_B
+
+    def _exchange(self, packed_bC: Tensor, scalar: Tensor) -> tuple[Tensor, Tensor]:
+        """One all-gather of the new values of every anchor and of a scalar: [B, C] and the scalar's sum."""
+        b, C = packed_bC.shape
+        packed = torch.cat([packed_bC.reshape(-1), scalar[None]])[None]
+        everything = self.reduction.gather("new values", packed)
+        return everything[:, :-1].reshape(-1, C), everything[:, -1].sum()
+
+    def _judge(self, diagonal_B: Tensor, usable: Tensor) -> Tensor:
+        """`usable` of the step after a call with this diagonal, given what it was before the call."""
+        self.usable = usable & diagonal_B.isfinite().all()  # any non-finite feature shows in its pair's diagonal
+        self.skipped_steps += usable ^ self.usable
+        return self.usable
+
+    def _value(self) -> Tensor:
+        """The objective: GCL, its form without the factor tau (v0), RGCL (v2, isogclr) or RGCL-g (v3)."""
+        log_B2, tau_B2, c = self._step.log_eps_u_B2, self._step.tau_B2, self.config
+        if c.loss == "fastclip-v0":
+            return log_B2.sum(1).mean()
+        value = (tau_B2 * (log_B2 + (c.rho if c.individual_tau else 0.0))).sum(1).mean()
+        return value + 2 * c.rho * tau_B2[0, 0] if c.loss == "fastclip-v3" else value
+
+    def _store(self, old_BC: Tensor, new_BC: Tensor) -> None:
+        """Write the new rows and keep the counts of metrics() up to date."""
+        step = self._step
+        self.table.write(step.ids_B, new_BC)
+        last_B = step.copies_B > 0
+        first_visit_B = torch.isneginf(old_BC[:, 0]) & ~torch.isneginf(new_BC[:, 0])
+        self.visited += (first_visit_B & last_B).sum()
+        if self.config.individual_tau:
+            moved = ((new_BC - old_BC)[:, 2:4].sum(1) * last_B).sum()
+            self.mean_individual_tau += moved / (2 * self.config.num_samples)
+        self._last_rows_BC = new_BC
+        self.step += 1
+
+    def _feature_gradients(self, view: _Contrast, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
+        """K times this rank's part of G_w: its anchors against everybody, everybody's anchors against its items."""
+        step, c, B = self._step, self.config, len(diagonal_B)
+        tau_B2, dtype = step.tau_B2, view.items[0].dtype
+        factor = self.reduction.world_size / B
+        if c.gradients == "released":
+            factor_B2 = factor / 2 * (torch.ones_like(tau_B2) if c.loss == "fastclip-v3" else 1 / tau_B2)
+        else:
+            factor_B2 = factor * (1 / tau_B2 if c.loss == "fastclip-v0" else torch.ones_like(tau_B2))
+        log_factor_B2 = factor_B2.log() - step.log_eps_u_B2
+        bias_B2 = (diagonal_B[:, None] / tau_B2 + math.log(B - 1) - log_factor_B2).to(dtype)
+        # The anchors' own pair is in every exponent; its share is the sum of the weights, known from g.
+        share_b1 = (view.log_g_b2 + self._own(log_factor_B2)).exp().sum(1, keepdim=True).to(dtype)
+        gradients = []
+        for a in (0, 1):
+            other_tau_B = tau_B2[:, 1 - a].to(dtype) if c.individual_tau else None
+            gradient_bd = contrast.feature_gradient(
+                view.logits[a], self._own(bias_B2)[:, a], bias_B2[:, 1 - a], other_tau_B
+            )
+            gradients.append(gradient_bd.sub_(share_b1 * view.items[1 - a]))
+        return gradients[0], gradients[1]
+
+    # ---------------------------------------------------------------- saving and loading
+
+    def tau_state(self) -> dict[str, float]:
+        """The global temperature and its moments as plain floats; empty with individual temperatures."""
+        if self.global_tau is None:
+            return {}
+        return {name: getattr(self.global_tau, name).item() for name in GlobalTemperature.NAMES}
+
+    def load_tau_state(self, state: dict[str, float]) -> None:
+        """Put back what tau_state() gave."""
+        for name, value in state.items():
+            getattr(self.global_tau, name).fill_(value)
+
+    def recount(self) -> None:
+        """Count visited samples and the mean individual tau anew (collective), after rows were put into the table."""
+        self.visited.copy_(self.table.num_visited())
+        if self.config.individual_tau:
+            self.mean_individual_tau.copy_(self.table.mean_tau())
+
+
+class _Objective(torch.autograd.Function):
+    """The value with the gradients that were written down instead of traced."""
+
+    @staticmethod
+    def forward(ctx, image_bd: Tensor, text_bd: Tensor, loss: FastCLIPLoss) -> Tensor:
+        value, *gradients = loss._evaluate(image_bd, text_bd)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = image_bd.dtype, text_bd.dtype
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_value: Tensor):
+        # The scale of a GradScaler is applied before rounding to a half-precision dtype.
+        scaled = ((g * grad_value).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return *scaled, None
