@@ -22,7 +22,7 @@ test: $(VENV)/.complete
 	$(VENV)/bin/python -m pytest -m slurm  # alone: its 32 processes take 16 GB
 
 soak: $(VENV)/.complete
-	$(VENV)/bin/python tests/soak.py
+	$(VENV)/bin/python tests/support/soak.py
 
 lint: $(VENV)/.complete
 	$(VENV)/bin/ruff check .

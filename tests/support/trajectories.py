@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "loss" / "golden"
 LOSSES = ("sogclr", "isogclr", "fastclip-v0", "fastclip-v1", "fastclip-v2", "fastclip-v3")
 EPOCHS, STEPS_PER_EPOCH = 3, 4
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH

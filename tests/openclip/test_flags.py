@@ -2,16 +2,14 @@
 
 import re
 import shlex
-from pathlib import Path
-from types import SimpleNamespace
 
-import open_clip_train.params
 import pytest
 import timm.optim
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from resolved_flags import STOCK, TRAIN, V3, config, parse, released_command, resolved
 
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.loss.config import LOSSES, FastCLIPConfig, default_gamma
@@ -19,38 +17,6 @@ from open_clip_train_fastclip.main import main
 from open_clip_train_fastclip.openclip import released_flags
 from open_clip_train_fastclip.openclip import settings as params
 from open_clip_train_fastclip.openclip.flags import FLAGS
-
-STOCK = open_clip_train.params.argparse
-TRAIN = ["--train-data", "shards/{000..009}.tar"]
-V3 = [*TRAIN, "--loss", "fastclip-v3"]
-
-
-def parse(*argv, parser=params.MergedParser):
-    """The namespace as main() gets it, before resolve()."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_clip_train.params, "argparse", SimpleNamespace(ArgumentParser=parser))
-        return open_clip_train.params.parse_args(list(argv))
-
-
-def resolved(*argv):
-    args = parse(*argv)
-    params.resolve(args)
-    return args
-
-
-def config(args, num_samples=10_000, global_batch_size=1024, total_steps=None, stored=None):
-    return params.config_from_args(
-        args, num_samples=num_samples, global_batch_size=global_batch_size, total_steps=total_steps, stored=stored
-    )
-
-
-def released_command(name):
-    """Arguments of one run in released_commands.txt."""
-    text = Path(__file__).with_name("released_commands.txt").read_text()
-    common = re.search(r"^# Common to CC3M: (.*?)\s+\(\d+ GPUs\)", text, re.M).group(1)
-    command = re.search(rf"^{name}:\s+(.*?)(?:\s+\(\d+ GPUs?\))?$", text, re.M).group(1)
-    return shlex.split(f"{common} {command}" if name.startswith("cc3m") else command)
-
 
 # ---- the eight released commands
 

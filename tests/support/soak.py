@@ -1,6 +1,6 @@
 """`make soak`: kills runs at random moments and resumes them; prints a table of what became of each.
 
-    python tests/soak.py [--kills 20] [--seed N]
+python tests/support/soak.py [--kills 20] [--seed N]
 """
 
 import argparse

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import test_recipes
 import torch
-from test_params import resolved
+from resolved_flags import recipe_flags, resolved
 
 import open_clip_train_fastclip
 from benchmarks import cluster, glyph_scores, glyphs, report, run, tables, tiny
@@ -67,7 +66,7 @@ def test_every_command_at_a_larger_scale_is_one_that_the_training_takes(scale, c
     for command in found:
         recipe, loss = (word.split("=")[1] for word in command[1:3])
         own = command[command.index(cluster.SCRIPT) + 1 :]
-        args = resolved(*test_recipes.flags(recipe, loss), *own)
+        args = resolved(*recipe_flags(recipe, loss), *own)
         assert args.seed == cluster.FIRST_SEED and args.name in command[4]
 
 
@@ -98,7 +97,7 @@ def test_a_run_of_two_tables_has_one_name_on_the_cluster():
 def test_recipes_are_read_as_the_batch_script_reads_them(scale, loss):
     flags = cluster.recipe_flags(scale, loss)
     words = [word.replace("$DATA", "/data") for word in tables.arguments_of(flags)]
-    assert [*words, "--loss", loss] == test_recipes.flags(cluster.RECIPES[scale], loss)
+    assert [*words, "--loss", loss] == recipe_flags(cluster.RECIPES[scale], loss)
 
 
 def test_the_same_settings_are_the_same_run_whichever_table_asks():

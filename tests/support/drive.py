@@ -88,9 +88,11 @@ def train(settings, global_batch, precision):
     optimizer = torch.optim.AdamW(maps, lr=h.lr, betas=(h.beta1, h.beta2), eps=h.eps, weight_decay=h.wd)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda t: (t + 1) / h.warmup
-        if t < h.warmup
-        else 0.5 * (1 + np.cos(np.pi * (t - h.warmup) / (TOTAL_STEPS - h.warmup))),
+        lambda t: (
+            (t + 1) / h.warmup
+            if t < h.warmup
+            else 0.5 * (1 + np.cos(np.pi * (t - h.warmup) / (TOTAL_STEPS - h.warmup)))
+        ),
     )
     for epoch, ids in batches(global_batch):
         loss.start_epoch(epoch)

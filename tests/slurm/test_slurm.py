@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slurm
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "scripts" / "slurm"
 TRAIN = SCRIPTS / "fastclip_32gpu.sh"
 SMALL = ("--nodes=2", "--gres=gpu:2", "--ntasks-per-node=2")

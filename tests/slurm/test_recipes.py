@@ -1,33 +1,18 @@
 """The recipes of the batch scripts give the published settings, and flags that the training command takes."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
-from test_params import config, released_command, resolved
+from resolved_flags import SLURM, config, recipe_flags, released_command, resolved
 
-SCRIPTS = Path(__file__).parents[1] / "scripts" / "slurm"
 RECIPES = ("medium_cc3m", "large_cc12m", "xlarge_laion400m")
 LOSSES = ("clip", "siglip", "sogclr", "isogclr", *(f"fastclip-v{i}" for i in range(4)))
-
-
-def flags(recipe, loss):
-    """What the batch script makes of a recipe."""
-    script = f"""
-        set -eu
-        script=test here={SCRIPTS} DATA=/data flags=()
-        . "$here/common.sh"
-        read_flags "$here/recipes/{recipe}.args" {loss}
-        printf '%s\\0' "${{flags[@]}}"
-    """
-    output = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
-    return [*output.split("\0")[:-1], "--loss", loss]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_recipe_has_flags_for_every_loss(recipe, loss):
-    args = resolved(*flags(recipe, loss))
+    args = resolved(*recipe_flags(recipe, loss))
     assert args.loss == loss
     assert args.train_data.startswith("/data/")
     assert args.train_data.endswith(".tar")
@@ -36,7 +21,7 @@ def test_every_recipe_has_flags_for_every_loss(recipe, loss):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_of_two_losses_differ_in_the_loss_alone(recipe):
-    args = [vars(resolved(*flags(recipe, loss))) for loss in ("fastclip-v1", "fastclip-v3")]
+    args = [vars(resolved(*recipe_flags(recipe, loss))) for loss in ("fastclip-v1", "fastclip-v3")]
     assert {name for name in args[0] if args[0][name] != args[1][name]} == {"loss", "fastclip"}
 
 
@@ -50,7 +35,7 @@ def test_recipes_of_two_losses_differ_in_the_loss_alone(recipe):
     ],
 )
 def test_recipes_are_the_published_commands(recipe, loss, command):
-    ours, released = resolved(*flags(recipe, loss)), resolved(*released_command(command))
+    ours, released = resolved(*recipe_flags(recipe, loss)), resolved(*released_command(command))
     if loss != "clip":
         assert config(ours) == config(released)
     same = "model batch_size full_epochs workers lr lr_min wd warmup seed train_num_samples save_frequency".split()
@@ -60,13 +45,13 @@ def test_recipes_are_the_published_commands(recipe, loss, command):
 
 
 def test_the_dry_run_of_a_table_prints_one_command_for_each_loss_and_seed():
-    script = SCRIPTS / "submit_benchmark.sh"
+    script = SLURM / "submit_benchmark.sh"
     command = [script, "large", "--dry-run", "--seeds", "1 2", "--", "--workers", "8"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split("\n")
     assert len(lines) == 14
     assert lines[-1].strip() == (
         "env RECIPE=large_cc12m LOSS=v3 sbatch --job-name=large_cc12m-v3-seed2 --nodes=2 "
-        f"{SCRIPTS}/fastclip_32gpu.sh --name large_cc12m-v3-seed2 --seed 2 --workers 8"
+        f"{SLURM}/fastclip_32gpu.sh --name large_cc12m-v3-seed2 --seed 2 --workers 8"
     )
 
 
@@ -80,7 +65,7 @@ def test_the_dry_run_of_a_table_prints_one_command_for_each_loss_and_seed():
     ],
 )
 def test_wrong_input_of_the_table_is_one_line(arguments, message):
-    result = subprocess.run([SCRIPTS / "submit_benchmark.sh", *arguments], capture_output=True, text=True)
+    result = subprocess.run([SLURM / "submit_benchmark.sh", *arguments], capture_output=True, text=True)
     assert result.returncode == 2
     assert len(result.stderr.strip().split("\n")) == 1
     assert message in result.stderr

@@ -24,7 +24,7 @@ pytest.importorskip("clip_benchmark", reason="clip_benchmark is missing: pip ins
 from benchmarks import evaluate, zero_shot
 from benchmarks.evaluation_tasks import DATACOMP, IMAGENET_VARIANTS, RETRIEVAL, SUITES
 
-EVAL_SH = Path(__file__).parents[1] / "scripts" / "slurm" / "eval.sh"
+EVAL_SH = Path(__file__).parents[2] / "scripts" / "slurm" / "eval.sh"
 MODEL = "ViT-Glyph-32"
 CLASSES = [f"thing {i}" for i in range(12)]
 TEMPLATES = ["a photo of a {c}.", "{c} in the snow"]
