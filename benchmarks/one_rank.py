@@ -71,21 +71,27 @@ class Features:
         return torch.autocast(self.image_Bd.device.type, self.image_Bd.dtype) if low_precision else nullcontext()
 
 
-class StandInReduction:
-    """Takes the place of reduction.Reduction: a gather gives prepared tensors with this rank's share filled in."""
+class StandInCollectives:
+    """Takes the place of loss.collectives: a gather gives prepared tensors with this rank's share filled in."""
 
-    def __init__(self, world_size: int, prepared: dict[str, Tensor]):
-        self.world_size, self.rank, self.prepared = world_size, 0, prepared
+    def __init__(self, world_size: int, prepared: list[Tensor]):
+        self.world_size, self.rank = world_size, 0
+        self.prepared = {self._kind(tensor): tensor for tensor in prepared}
 
-    def gather(self, name: str, local: Tensor) -> Tensor:
+    @staticmethod
+    def _kind(tensor: Tensor) -> tuple:
+        return tensor.dtype, tensor.shape[1:]
+
+    def gather(self, local: Tensor) -> Tensor:
         if self.world_size == 1:
             return local
-        if name not in self.prepared:  # the other ranks' new values, made once: like this rank's
-            self.prepared[name] = torch.cat([local] * self.world_size)
-        self.prepared[name][: len(local)].copy_(local)
-        return self.prepared[name]
+        kind = self._kind(local)
+        if kind not in self.prepared:  # the other ranks' new values, made once: like this rank's
+            self.prepared[kind] = torch.cat([local] * self.world_size)
+        self.prepared[kind][: len(local)].copy_(local)
+        return self.prepared[kind]
 
-    def start_sum(self, name: str, local: Tensor) -> Callable[[], Tensor]:
+    def start_sum(self, local: Tensor) -> Callable[[], Tensor]:
         return lambda: local
 
 
@@ -113,8 +119,7 @@ def fastclip_step(name: str, case: Case, features: Features) -> Callable[[], Non
     config = FastCLIPConfig(loss=name, num_samples=max(TABLE_ROWS, case.B), epochs=32, gamma=0.2)
     loss = FastCLIPLoss(config, device=leaves[0].device)
     packed_Bd = torch.cat([features.image_Bd, features.text_Bd], dim=1)
-    prepared = {"features": packed_Bd, "ids": features.ids_B.clone()}
-    loss.reduction = loss.table.reduction = StandInReduction(case.ranks, prepared)
+    loss.collectives = loss.table.collectives = StandInCollectives(case.ranks, [packed_Bd, features.ids_B.clone()])
     loss.start_epoch(1)
     ids_b = features.ids_B[: case.b]
 

@@ -11,10 +11,9 @@ class UserError(ValueError):
     The command line prints it without a traceback and ends with exit code 2. on_all_ranks: every rank raises the same.
     """
 
-    on_all_ranks = False
-
-    def __init__(self, text: str):
+    def __init__(self, text: str, on_all_ranks: bool = False):
         super().__init__(" ".join(text.splitlines()))  # a name in a file may hold line breaks
+        self.on_all_ranks = on_all_ranks
 
 
 def user_message(error: UserError) -> str:

@@ -256,7 +256,7 @@ def test_shards_of_a_state(tmp_path, data):
 @given(data=st.data())
 def test_settings_of_a_state(data):
     args = resolve(["--train-data", "{000..009}.tar", "--loss", "fastclip-v3"])
-    good = params.resolved_settings(params.config_from_args(args, num_samples=10, global_batch_size=8))
+    good = params.config_from_args(args, num_samples=10, global_batch_size=8).resolved()
     stored = data.draw(mutated(good) | st.dictionaries(st.sampled_from([*good, "loss", "lr"]), json_values))
     config = outcome(params.config_from_args, args, num_samples=10, global_batch_size=8, stored=stored)
     assert config is None or config.loss == args.loss

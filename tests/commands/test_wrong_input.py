@@ -28,9 +28,7 @@ def shards(tmp_path):
 def finished_run(csv, tmp_path_factory):
     """Logs with one finished run 'run' of fastclip-v3 on one rank."""
     logs = tmp_path_factory.mktemp("logs")
-    run = run_cli(
-        [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", logs, "--name", "run"], logs / "out"
-    )
+    run = run_cli([*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--logs", logs, "--name", "run"], logs / "out")
     assert run.ok, run
     return logs
 
@@ -61,8 +59,19 @@ def v3(train_data, logs, *extra):
         (["--loss", "fastclip-v4"], ["--loss", "fastclip-v4", "fastclip-v3"]),
         (["--loss", "fastclip-v3", "--fastclip-gama", "0.2"], ["--fastclip-gama"]),
         (["--loss", "fastclip-v3"], ["--train-data"]),
-        (["--loss", "fastclip-v3", "--dataset-type", "synthetic", "--train-num-samples", "8", "--fastclip-gamma", "0"],
-         ["gamma", "(0, 1]"]),
+        (
+            [
+                "--loss",
+                "fastclip-v3",
+                "--dataset-type",
+                "synthetic",
+                "--train-num-samples",
+                "8",
+                "--fastclip-gamma",
+                "0",
+            ],
+            ["gamma", "(0, 1]"],
+        ),
         (["--model", "ViT-Glyf-32", "--dataset-type", "synthetic", "--train-num-samples", "8"], ["ViT-Glyph-32"]),
     ],
     ids=["unknown loss", "misspelt flag", "no training data", "gamma out of range", "unknown model"],

@@ -15,7 +15,7 @@ from trajectories import LOSSES, assert_close, golden_settings, random_steps, un
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.loss import functional as contrast
+from open_clip_train_fastclip.loss import functional
 
 
 def opposite_pairs(dtype):
@@ -90,8 +90,8 @@ def test_tiles_and_recomputed_similarities_change_nothing(loss, tile_columns, mo
     """A large batch is walked through in tiles, here of few columns: some hold only an anchor's own copies."""
     ids = [5, 5, 5, 5, 5, 5, 6, 7, 8, 9, 10, 5]
     steps, settings = random_steps([ids, range(12)], epochs=[0, 1], aligned=0.8), golden_settings(loss)
-    monkeypatch.setattr(contrast, "KEPT_ELEMENTS", 0)
-    monkeypatch.setitem(contrast.TILE_ELEMENTS, "cpu", tile_columns * len(ids))
+    monkeypatch.setattr(functional, "KEPT_ELEMENTS", 0)
+    monkeypatch.setitem(functional.TILE_ELEMENTS, "cpu", tile_columns * len(ids))
     assert_equals_reference(settings, steps, [run_steps(settings, steps)], 1e-10)
 
 
@@ -137,9 +137,7 @@ def test_the_loss_gives_the_optimizer_nothing(loss):
     assert list(make_loss(golden_settings(loss)).parameters()) == []
 
 
-@pytest.mark.parametrize(
-    "schedule,expected", [("cosine", [1.0, 0.6, 0.2, 0.2]), ("constant", [1.0, 0.2, 0.2, 0.2])]
-)
+@pytest.mark.parametrize("schedule,expected", [("cosine", [1.0, 0.6, 0.2, 0.2]), ("constant", [1.0, 0.2, 0.2, 0.2])])
 def test_gamma_follows_the_epoch(schedule, expected):
     loss = make_loss(golden_settings("fastclip-v1", gamma_schedule=schedule))
     for epoch, gamma in enumerate(expected):
@@ -236,7 +234,7 @@ def test_the_callers_switch_for_tf32_is_put_back(backend):
     try:
         for value in ("tf32", "ieee") if name == "fp32_precision" else (True, False):
             setattr(matmul, name, value)
-            with contrast.exact_products(torch.device("cpu")):
+            with functional.exact_products(torch.device("cpu")):
                 assert getattr(matmul, name) in ("ieee", False)
             assert getattr(matmul, name) == value
     finally:
@@ -255,9 +253,9 @@ def test_error_of_an_exponent_at_the_smallest_temperature(dtype):
     image = image.to(dtype)
     tau = torch.full((256,), 0.01)
     places = torch.arange(256)
-    with torch.autocast("cpu", torch.bfloat16), contrast.exact_products(torch.device("cpu")):
-        logits = contrast.Logits(image.float(), tau, text.float(), places, places + 256)  # none excluded
+    with torch.autocast("cpu", torch.bfloat16), functional.exact_products(torch.device("cpu")):
+        logits = functional.Logits(image.float(), tau, text.float(), places, places + 256)  # none excluded
         ((_, tile),) = list(logits)
     exact = (image.double() @ text.double().T) / 0.01
-    found = tile.double() / contrast.LOG2_E
+    found = tile.double() / functional.LOG2_E
     assert exact.max() > 90 and (found - exact).abs().max() < 1e-4

@@ -22,7 +22,6 @@ FEATURES = {
     "lion": ["--opt", "timm/lion", "--lr", "1e-4"],
     "sgd": ["--opt", "timm/sgd", "--momentum", "0.9"],
     "compressed": ["--grad-compression", "bf16"],
-    "powersgd": ["--grad-compression", "powersgd"],
     "static graph": ["--ddp-static-graph"],
 }
 

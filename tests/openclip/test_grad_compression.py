@@ -1,12 +1,13 @@
 """--grad-compression: fewer bytes in DDP's all-reduce of parameter gradients, and training still learns."""
 
-import pytest
+from types import SimpleNamespace
+
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.loss.collectives import compress_gradients
+from open_clip_train_fastclip.openclip.hooks import Run
 
 
 def train(kind, steps):
@@ -15,8 +16,10 @@ def train(kind, steps):
     images = torch.randn(32, 64)
     texts = images @ torch.randn(64, 64) / 8  # a linear map ties the pairs together
     towers = torch.nn.ModuleDict({"image": torch.nn.Linear(64, 64), "text": torch.nn.Linear(64, 64)})
-    ddp = torch.nn.parallel.DistributedDataParallel(_Both(towers))
-    compress_gradients(ddp, kind)
+    run = Run()
+    run.args = SimpleNamespace(grad_compression=kind)
+    run.saver = SimpleNamespace(save_checkpoint=None)
+    ddp = run.torch_of_main(torch).nn.parallel.DistributedDataParallel(_Both(towers), device_ids=["cpu"])
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=3e-3)
     loss = FastCLIPLoss(FastCLIPConfig(loss="fastclip-v3", num_samples=32, epochs=10, rho=2.0))
     sent, all_reduce = [], dist.all_reduce
@@ -59,17 +62,6 @@ def test_bf16_halves_the_bytes_and_learns():
     assert first < 0.3 and last > 0.9
 
 
-@pytest.mark.parametrize("kind", ["none", "powersgd"])
-def test_learns(kind):
-    *_, first, last = run_ranks(2, train, kind, 60)[0]
+def test_without_it_learns():
+    *_, first, last = run_ranks(2, train, "none", 60)[0]
     assert first < 0.3 and last > 0.9
-
-
-def test_powersgd_sends_little_once_it_starts(monkeypatch):
-    from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
-
-    state = powerSGD_hook.PowerSGDState
-    monkeypatch.setattr(powerSGD_hook, "PowerSGDState", lambda **kw: state(**kw, start_powerSGD_iter=2))
-    sent, gradient_bytes, _, last = run_ranks(2, train, "powersgd", 80)[0]
-    assert sent[-1] < gradient_bytes / 4
-    assert last > 0.8

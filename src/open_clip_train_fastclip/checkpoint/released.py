@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, LOSSES, FastCLIPConfig
 from ..loss.fastclip import FastCLIPLoss
-from ..loss.sample_table import SampleState
+from ..loss.sample_table import SampleTable
 from .atomic import numpy_numbers_are_plain, one_line
 from .table import atomic_torch_save, fastclip_note, json_key_hash, save_state, state_dir
 
@@ -165,7 +165,7 @@ def _loss_name(asked: str | None, *, individual: bool, learned: bool, path: Path
     return asked
 
 
-def _fill(table: SampleState, released: dict[str, Tensor]) -> None:
+def _fill(table: SampleTable, released: dict[str, Tensor]) -> None:
     """Copy the released tables into ours; u of v2 is stored as u * exp(-bound)."""
     for side, name in SIDES.items():
         u, log_u = released[f"u_{side}"], table.local(f"log_u_{name}")

@@ -78,7 +78,7 @@ def copy_state(
     data_text: str | None = None,
 ) -> StateCopy:
     """The state as it is now; the arguments are those of save_state."""
-    table, reduction = loss.table, loss.reduction
+    table, ranks = loss.table, loss.collectives
     columns = {name: _on_cpu(table.local(name)) for name in table.columns}
     content = {
         "loss": loss.config.loss,
@@ -92,7 +92,7 @@ def copy_state(
         "tau": loss.tau_state(),
         "settings": settings,
     }
-    return StateCopy(reduction.rank, reduction.world_size, table.start, table.stop, columns, content, data_text)
+    return StateCopy(ranks.rank, ranks.world_size, table.start, table.stop, columns, content, data_text)
 
 
 def _on_cpu(column: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def save_state(loss, folder: str | Path, **facts) -> None:
     """
     folder = Path(folder)
     partial = in_the_making(folder)
-    is_first = loss.reduction.rank == 0
+    is_first = loss.collectives.rank == 0
     try:
         agree(remove_leftover, partial, is_first)
         state = copy_state(loss, **facts)
@@ -174,7 +174,7 @@ def load_state(loss, folder: str | Path, *, manifest_hash: str, data_text: str |
     file is missing or damaged, or if the state is of another loss, another number of samples, or other data.
     """
     folder = present(folder)
-    rank, world_size = loss.reduction.rank, loss.reduction.world_size
+    rank, world_size = loss.collectives.rank, loss.collectives.world_size
     index = agree(_matching_index, loss, folder, manifest_hash, data_text)
     agree(_check_files, folder, index, index["files"][rank::world_size])
     agree(_read_rows, loss.table, folder, index)

@@ -7,22 +7,23 @@ C columns of the per-sample table. Suffix _b2 and _B2: column 0 belongs to image
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from . import functional as contrast
-from .collectives import Reduction
+from . import functional
+from .collectives import Collectives
 from .config import FastCLIPConfig
-from .sample_table import SampleState
+from .sample_table import SampleTable
 from .schedules import gamma_at
 from .temperature import GlobalTemperature, move_individual, tau_lr_at
 
 
 @dataclass
 class _Step:
-    """What a step knows of its samples and, after its first call, the values that its later calls reuse."""
+    """What a step knows of its samples."""
 
     ids_b: Tensor  # as given
     ids_B: Tensor
@@ -30,9 +31,16 @@ class _Step:
     copies_B: Tensor  # at a last copy: how many copies there are; elsewhere 0
     rows: Callable[[], Tensor]  # waits for the old rows [B, C]
     announced: bool  # by begin_step: every call until the next begin_step belongs to it
-    tau_B2: Tensor | None = None  # the step's tau, before it moved
-    log_eps_u_B2: Tensor | None = None  # log(eps + new u)
-    value: Tensor | None = None
+    moved: "_Moved | None" = None  # set by the step's first call
+
+
+@dataclass
+class _Moved:
+    """What the first call of a step leaves to its later ones, which reuse it."""
+
+    tau_B2: Tensor  # the step's tau, before it moved
+    log_eps_u_B2: Tensor  # log(eps + new u)
+    value: Tensor
 
 
 @dataclass
@@ -40,7 +48,7 @@ class _Contrast:
     """Local anchors against the global batch, in one call of the loss."""
 
     items: tuple[Tensor, Tensor]  # local image and text features [b, d], in the precision of the arithmetic
-    logits: tuple[contrast.Logits, contrast.Logits]  # image anchors to texts, text anchors to images
+    logits: tuple[functional.Logits, functional.Logits]  # image anchors to texts, text anchors to images
     diagonal_b: Tensor
     log_g_b2: Tensor
     mean_h_b2: Tensor
@@ -59,16 +67,20 @@ class FastCLIPLoss(nn.Module):
     World size and rank are those of torch.distributed if it is initialised when the module is made.
     """
 
+    visited: Tensor  # 0-d, samples of the data set that have been seen
+    mean_individual_tau: Tensor  # 0-d
+    usable: Tensor  # 0-d bool: whether every feature of the last step was finite, the same on every rank
+    skipped_steps: Tensor  # 0-d, steps that were not usable, since the loss was made
+
     def __init__(self, config: FastCLIPConfig, device: torch.device | str = "cpu"):
         super().__init__()
         self.config = config
-        self.reduction = Reduction()
-        self.table = SampleState(config, self.reduction)
+        self.collectives = Collectives()
+        self.table = SampleTable(config, self.collectives)
         self.global_tau = None if config.individual_tau else GlobalTemperature(config)
         self.register_buffer("visited", torch.zeros((), dtype=torch.int64), persistent=False)
         mean_tau = torch.tensor(config.temperature, dtype=torch.float64)
         self.register_buffer("mean_individual_tau", mean_tau, persistent=False)
-        # Of the last step: whether every feature was finite, the same on every rank. A new tensor each time.
         self.register_buffer("usable", torch.ones((), dtype=torch.bool), persistent=False)
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64), persistent=False)
         self.step = 0  # steps done, the clock of tau_lr's cosine
@@ -108,7 +120,8 @@ class FastCLIPLoss(nn.Module):
                 f"image features {tuple(image_features.shape)} and text features {tuple(text_features.shape)} do not "
                 f"fit {len(self._step.ids_b)} sample ids: give one row of each modality a sample"
             )
-        return _Objective.apply(image_features, text_features, self)
+        value: Tensor = _Objective.apply(image_features, text_features, self)
+        return value
 
     @property
     def temperature(self) -> Tensor:
@@ -149,33 +162,37 @@ class FastCLIPLoss(nn.Module):
 
     def _fetch_rows(self, sample_ids: Tensor, announced: bool) -> None:
         """Gather the ids of the global batch and begin to fetch their rows of the table."""
-        if len(sample_ids) * self.reduction.world_size < 2:
+        if len(sample_ids) * self.collectives.world_size < 2:
             raise UserError("a global batch of 1 pair has nothing to compare it with: use a batch size of 2 or more")
         if not sample_ids.is_cuda and not 0 <= sample_ids.min() <= sample_ids.max() < self.table.num_samples:
             raise UserError(
                 f"sample ids from {sample_ids.min().item()} to {sample_ids.max().item()} do not fit a table of "
                 f"{self.table.num_samples} samples: set num_samples to the largest id + 1"
             )
-        ids_B = self.reduction.gather("ids", sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
-        last_B, copies_B = contrast.last_copies(ids_B)
+        ids_B = self.collectives.gather(sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
+        last_B, copies_B = functional.last_copies(ids_B)
         self._step = _Step(sample_ids, ids_B, last_B, copies_B, self.table.read(ids_B), announced)
 
     def _evaluate(self, image_bd: Tensor, text_bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Value and the gradients of this rank's features, [b, d] each; called without autograd."""
-        step = self._step
-        first_call = step.log_eps_u_B2 is None
-        with contrast.exact_products(image_bd.device):
-            if first_call:
+        step = self._current
+        with functional.exact_products(image_bd.device):
+            if step.moved is None:
                 rows_BC = step.rows()
-                step.tau_B2 = self._tau_of(rows_BC)
-            view = self._contrast_with_global_batch(image_bd, text_bd)
-            if first_call:
-                diagonal_B = self._move_u_and_tau(view, rows_BC)
+                tau_B2 = self._tau_of(rows_BC)
+                view = self._contrast_with_global_batch(image_bd, text_bd, tau_B2)
+                step.moved, diagonal_B = self._move_u_and_tau(view, rows_BC, tau_B2)
             else:
-                diagonal_B = self.reduction.gather("diagonal", view.diagonal_b)
+                view = self._contrast_with_global_batch(image_bd, text_bd, step.moved.tau_B2)
+                diagonal_B = self.collectives.gather(view.diagonal_b)
                 self._judge(diagonal_B, self.usable)
-            gradients = self._feature_gradients(view, diagonal_B)
-        return step.value, *gradients
+            image_gradient_bd, text_gradient_bd = self._feature_gradients(view, step.moved, diagonal_B)
+        return step.moved.value, image_gradient_bd, text_gradient_bd
+
+    @property
+    def _current(self) -> _Step:
+        assert self._step is not None  # forward() has made sure of it
+        return self._step
 
     def _tau_of(self, rows_BC: Tensor) -> Tensor:
         if self.global_tau is None:
@@ -183,45 +200,44 @@ class FastCLIPLoss(nn.Module):
         return self.global_tau.tau().expand(len(rows_BC), 2)
 
     def _own(self, values_B: Tensor) -> Tensor:
-        b = len(self._step.ids_b)
-        return values_B[self.reduction.rank * b : (self.reduction.rank + 1) * b]
+        b = len(self._current.ids_b)
+        return values_B[self.collectives.rank * b : (self.collectives.rank + 1) * b]
 
-    def _contrast_with_global_batch(self, image_bd: Tensor, text_bd: Tensor) -> _Contrast:
+    def _contrast_with_global_batch(self, image_bd: Tensor, text_bd: Tensor, tau_B2: Tensor) -> _Contrast:
         """Gather the features, packed and in the dtype they have; log g of the local anchors of both modalities."""
-        step, d = self._step, image_bd.shape[1]
-        everything = self.reduction.gather("features", torch.cat([image_bd, text_bd], dim=1))
+        step, d = self._current, image_bd.shape[1]
+        everything = self.collectives.gather(torch.cat([image_bd, text_bd], dim=1))
         everything = everything.to(torch.promote_types(everything.dtype, torch.float32))
         image_Bd, text_Bd = everything[:, :d], everything[:, d:]
         image_bd, text_bd = self._own(image_Bd), self._own(text_Bd)
         diagonal_b = torch.linalg.vecdot(image_bd, text_bd)
-        last_b, tau_b2 = self._own(step.last_B), self._own(step.tau_B2).to(everything.dtype)
-        image_logits = contrast.Logits(image_bd, tau_b2[:, 0], text_Bd, last_b, step.last_B)
-        both = [contrast.log_g(image_logits, diagonal_b)]
-        if self.reduction.world_size == 1:
+        last_b, tau_b2 = self._own(step.last_B), self._own(tau_B2).to(everything.dtype)
+        image_logits = functional.Logits(image_bd, tau_b2[:, 0], text_Bd, last_b, step.last_B)
+        both = [functional.log_g(image_logits, diagonal_b)]
+        if self.collectives.world_size == 1:
             text_logits = image_logits.transposed(tau_b2[:, 1])
         else:
-            text_logits = contrast.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B)
-        both.append(contrast.log_g(text_logits, diagonal_b))
+            text_logits = functional.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B)
+        both.append(functional.log_g(text_logits, diagonal_b))
         log_g_b2, mean_h_b2 = (torch.stack(pair, dim=1) for pair in zip(*both, strict=True))
         return _Contrast((image_bd, text_bd), (image_logits, text_logits), diagonal_b, log_g_b2, mean_h_b2)
 
-    def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor) -> Tensor:
+    def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor, tau_B2: Tensor) -> tuple[_Moved, Tensor]:
         """New u and, by the loss's rule, new tau: computed where the anchor lives, then known and stored everywhere.
 
-        Returns the diagonal of the global batch [B], which travels along.
+        Returns what later calls reuse, and the diagonal of the global batch [B], which travels along.
         """
-        step, c, dtype = self._step, self.config, rows_BC.dtype
+        step, c, dtype = self._current, self.config, rows_BC.dtype
         old_b = self._own(rows_BC)
-        log_u_b2 = contrast.updated_log_u(old_b[:, :2], view.log_g_b2.to(dtype), self.gamma)
-        log_eps_u_b2 = contrast.log_weight_denominator(log_u_b2, c.eps)
+        log_u_b2 = functional.updated_log_u(old_b[:, :2], view.log_g_b2.to(dtype), self.gamma)
+        log_eps_u_b2 = functional.log_weight_denominator(log_u_b2, c.eps)
         # tau d_tau g / (eps + u) of each anchor
         slope_b2 = -view.mean_h_b2.to(dtype) * (view.log_g_b2.to(dtype) - log_eps_u_b2).exp()
         columns = [log_u_b2, view.diagonal_b.to(dtype)[:, None]]
         if c.individual_tau:
             rate = tau_lr_at(c, self.step, self.temperature.to(dtype))
-            columns += move_individual(
-                c, *old_b[:, 2:].split(2, dim=1), log_eps_u_b2 + c.rho + slope_b2, rate, self.epoch
-            )
+            tau_b2, m_b2, v_b2 = (old_b[:, first : first + 2] for first in (2, 4, 6))
+            columns += move_individual(c, tau_b2, m_b2, v_b2, log_eps_u_b2 + c.rho + slope_b2, rate, self.epoch)
         packed_bC = torch.cat(columns, dim=1)
         # Copies of a sample all take the values of the last one, so it stands for them in the sum as well.
         slope = (slope_b2.sum(1) * self._own(step.copies_B)).sum()
@@ -229,20 +245,20 @@ class FastCLIPLoss(nn.Module):
         diagonal_B, new_BC = new_BC[:, 2], torch.cat([new_BC[:, :2], new_BC[:, 3:]], dim=1)[step.last_B]
         usable = self._judge(diagonal_B, torch.ones_like(self.usable))
 
-        step.log_eps_u_B2 = contrast.log_weight_denominator(new_BC[:, :2], c.eps)
-        step.value = self._value()
-        if c.global_tau:
-            mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), step.log_eps_u_B2.sum(1).mean()
+        log_eps_u_B2 = functional.log_weight_denominator(new_BC[:, :2], c.eps)
+        moved = _Moved(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2))
+        if self.global_tau is not None and c.global_tau:
+            mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), log_eps_u_B2.sum(1).mean()
             gradient = self.global_tau.gradient(slope / len(new_BC), mean_log_u, mean_log_eps_u)
             self.global_tau.move(gradient, tau_lr_at(c, self.step, self.global_tau.tau()), usable)
         self._store(rows_BC, torch.where(usable, new_BC, rows_BC))
-        return diagonal_B
+        return moved, diagonal_B
 
     def _exchange(self, packed_bC: Tensor, scalar: Tensor) -> tuple[Tensor, Tensor]:
         """One all-gather of the new values of every anchor and of a scalar: [B, C] and the scalar's sum."""
         b, C = packed_bC.shape
         packed = torch.cat([packed_bC.reshape(-1), scalar[None]])[None]
-        everything = self.reduction.gather("new values", packed)
+        everything = self.collectives.gather(packed)
         return everything[:, :-1].reshape(-1, C), everything[:, -1].sum()
 
     def _judge(self, diagonal_B: Tensor, usable: Tensor) -> Tensor:
@@ -251,17 +267,17 @@ class FastCLIPLoss(nn.Module):
         self.skipped_steps += usable ^ self.usable
         return self.usable
 
-    def _value(self) -> Tensor:
+    def _value(self, tau_B2: Tensor, log_eps_u_B2: Tensor) -> Tensor:
         """The objective: GCL, its form without the factor tau (v0), RGCL (v2, isogclr) or RGCL-g (v3)."""
-        log_B2, tau_B2, c = self._step.log_eps_u_B2, self._step.tau_B2, self.config
+        c = self.config
         if c.loss == "fastclip-v0":
-            return log_B2.sum(1).mean()
-        value = (tau_B2 * (log_B2 + (c.rho if c.individual_tau else 0.0))).sum(1).mean()
+            return log_eps_u_B2.sum(1).mean()
+        value = (tau_B2 * (log_eps_u_B2 + (c.rho if c.individual_tau else 0.0))).sum(1).mean()
         return value + 2 * c.rho * tau_B2[0, 0] if c.loss == "fastclip-v3" else value
 
     def _store(self, old_BC: Tensor, new_BC: Tensor) -> None:
         """Write the new rows and keep the counts of metrics() up to date."""
-        step = self._step
+        step = self._current
         self.table.write(step.ids_B, new_BC)
         last_B = step.copies_B > 0
         first_visit_B = torch.isneginf(old_BC[:, 0]) & ~torch.isneginf(new_BC[:, 0])
@@ -272,23 +288,23 @@ class FastCLIPLoss(nn.Module):
         self._last_rows_BC = new_BC
         self.step += 1
 
-    def _feature_gradients(self, view: _Contrast, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _feature_gradients(self, view: _Contrast, moved: _Moved, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
         """K times this rank's part of G_w: its anchors against everybody, everybody's anchors against its items."""
-        step, c, B = self._step, self.config, len(diagonal_B)
-        tau_B2, dtype = step.tau_B2, view.items[0].dtype
-        factor = self.reduction.world_size / B
+        c, B = self.config, len(diagonal_B)
+        tau_B2, dtype = moved.tau_B2, view.items[0].dtype
+        factor = self.collectives.world_size / B
         if c.gradients == "released":
             factor_B2 = factor / 2 * (torch.ones_like(tau_B2) if c.loss == "fastclip-v3" else 1 / tau_B2)
         else:
             factor_B2 = factor * (1 / tau_B2 if c.loss == "fastclip-v0" else torch.ones_like(tau_B2))
-        log_factor_B2 = factor_B2.log() - step.log_eps_u_B2
+        log_factor_B2 = factor_B2.log() - moved.log_eps_u_B2
         bias_B2 = (diagonal_B[:, None] / tau_B2 + math.log(B - 1) - log_factor_B2).to(dtype)
         # The anchors' own pair is in every exponent; its share is the sum of the weights, known from g.
         share_b1 = (view.log_g_b2 + self._own(log_factor_B2)).exp().sum(1, keepdim=True).to(dtype)
         gradients = []
         for a in (0, 1):
             other_tau_B = tau_B2[:, 1 - a].to(dtype) if c.individual_tau else None
-            gradient_bd = contrast.feature_gradient(
+            gradient_bd = functional.feature_gradient(
                 view.logits[a], self._own(bias_B2)[:, a], bias_B2[:, 1 - a], other_tau_B
             )
             gradients.append(gradient_bd.sub_(share_b1 * view.items[1 - a]))
@@ -318,7 +334,7 @@ class _Objective(torch.autograd.Function):
     """The value with the gradients that were written down instead of traced."""
 
     @staticmethod
-    def forward(ctx, image_bd: Tensor, text_bd: Tensor, loss: FastCLIPLoss) -> Tensor:
+    def forward(ctx: Any, image_bd: Tensor, text_bd: Tensor, loss: FastCLIPLoss) -> Tensor:
         value, *gradients = loss._evaluate(image_bd, text_bd)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = image_bd.dtype, text_bd.dtype
@@ -326,7 +342,7 @@ class _Objective(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_value: Tensor):
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         # The scale of a GradScaler is applied before rounding to a half-precision dtype.
         scaled = ((g * grad_value).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         return *scaled, None

@@ -13,6 +13,8 @@ Within a tile exponents are in base 2, because exp2 is four times as fast as exp
 
 import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,17 +27,18 @@ LOG2_E = math.log2(math.e)
 
 
 @contextlib.contextmanager
-def exact_products(device: torch.device):
+def exact_products(device: torch.device) -> Iterator[None]:
     """Matrix products in the precision of their operands: no autocast, no TF32 and, on a CPU, no bf16 for float32.
 
     At tau = 0.01 an error of 1e-3 in a similarity changes exp(h) by a tenth. In float32 an exponent of up to 96 is off
     by less than 1e-4 there, also with bf16 features.
     """
     # torch 2.9 and newer refuse the old switch once somebody has used the new ones
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        backends, switch, exact = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), "fp32_precision", "ieee"
-    else:
-        backends, switch, exact = (torch.backends.cuda.matmul,), "allow_tf32", False
+    switches: Any = torch.backends
+    backends, switch = [switches.cuda.matmul], "allow_tf32"
+    exact: bool | str = False
+    if hasattr(switches.cuda.matmul, "fp32_precision"):
+        backends, switch, exact = [switches.cuda.matmul, switches.mkldnn.matmul], "fp32_precision", "ieee"
     before = [getattr(backend, switch) for backend in backends]
     with torch.autocast(device.type, enabled=False):
         try:
@@ -74,7 +77,7 @@ class Logits:
             other._kept = [kept_BB[columns].T for columns in other._slices]
         return other
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         for number, columns in enumerate(self._slices):
             if self._kept is not None and number < len(self._kept):
                 yield columns, self._kept[number]

@@ -1,4 +1,4 @@
-"""SampleState: what is remembered of every sample, split over the ranks."""
+"""SampleTable: what is remembered of every sample, split over the ranks."""
 
 import math
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .collectives import Reduction
+from .collectives import Collectives
 from .config import FastCLIPConfig
 
 U_COLUMNS = ("log_u_image", "log_u_text")
 TAU_COLUMNS = ("tau_image", "tau_text", "tau_m_image", "tau_m_text", "tau_v_image", "tau_v_text")
 
 
-class SampleState(nn.Module):
+class SampleTable(nn.Module):
     """A table of N samples: log u of both modalities and, with individual temperatures, tau and its Adam moments.
 
     In float32 that is 8 bytes a sample, or 32 with individual temperatures, in all and not per rank: rank r of K
@@ -22,13 +22,15 @@ class SampleState(nn.Module):
     An unvisited sample has log u = -inf.
     """
 
-    def __init__(self, config: FastCLIPConfig, reduction: Reduction):
+    rows: Tensor  # [own ids + 1, C]
+
+    def __init__(self, config: FastCLIPConfig, collectives: Collectives):
         super().__init__()
         self.num_samples = config.num_samples
         self.columns = U_COLUMNS + TAU_COLUMNS if config.individual_tau else U_COLUMNS
-        self.reduction = reduction
-        self.rows_per_rank = math.ceil(self.num_samples / reduction.world_size)
-        self.start = min(reduction.rank * self.rows_per_rank, self.num_samples)
+        self.collectives = collectives
+        self.rows_per_rank = math.ceil(self.num_samples / collectives.world_size)
+        self.start = min(collectives.rank * self.rows_per_rank, self.num_samples)
         self.stop = min(self.start + self.rows_per_rank, self.num_samples)
         empty_row = torch.zeros(len(self.columns), dtype=config.table_dtype)
         empty_row[:2] = -math.inf
@@ -48,7 +50,7 @@ class SampleState(nn.Module):
         """Begin to fetch the rows of `ids_B` (the same on every rank); calling the result gives them, [B, C]."""
         owned_B, positions_B = self._positions(ids_B)
         rows_BC = self.rows[positions_B].masked_fill_(~owned_B[:, None], 0.0)
-        return self.reduction.start_sum("table rows", rows_BC)
+        return self.collectives.start_sum(rows_BC)
 
     def write(self, ids_B: Tensor, rows_BC: Tensor) -> None:
         """Store rows; equal ids must bring equal rows, or which of them stays is undefined."""
@@ -56,12 +58,12 @@ class SampleState(nn.Module):
 
     def num_visited(self) -> Tensor:
         """Number of samples that have been seen, over all ranks (collective), 0-d int64."""
-        return self.reduction.start_sum("visited", torch.isfinite(self.local("log_u_image")).sum())()
+        return self.collectives.start_sum(torch.isfinite(self.local("log_u_image")).sum())()
 
     def mean_tau(self) -> Tensor:
         """Mean individual temperature over all samples and both modalities (collective), 0-d float64."""
         total = self.local("tau_image").sum(dtype=torch.float64) + self.local("tau_text").sum(dtype=torch.float64)
-        return self.reduction.start_sum("mean tau", total)() / (2 * self.num_samples)
+        return self.collectives.start_sum(total)() / (2 * self.num_samples)
 
     def full(self) -> dict[str, Tensor]:
         """All columns over all N samples on the CPU of every rank (collective)."""
@@ -69,5 +71,5 @@ class SampleState(nn.Module):
         for name in self.columns:
             padded = self.rows.new_zeros(self.rows_per_rank)
             padded[: self.stop - self.start] = self.local(name)
-            columns[name] = self.reduction.gather("full state", padded)[: self.num_samples].cpu()
+            columns[name] = self.collectives.gather(padded)[: self.num_samples].cpu()
         return columns

@@ -17,11 +17,10 @@ STEP_THRESHOLD, STEP_FACTOR = 0.03, 1 / 3  # "step_thresh": at or below this tau
 
 def tau_lr_at(config: FastCLIPConfig, step: int, tau: Tensor) -> Tensor:
     """Learning rate of tau in `step` (0-based), a 0-d tensor."""
-    rate = config.tau_lr
+    peak = config.tau_lr
     if config.tau_lr_schedule == "cosine":
-        shape = cosine_lr_at(step, config.lr, config.warmup_steps, config.total_steps, config.lr_min) / config.lr
-        rate *= shape
-    rate = torch.full_like(tau, rate)
+        peak *= cosine_lr_at(step, config.lr, config.warmup_steps, config.total_steps, config.lr_min) / config.lr
+    rate = torch.full_like(tau, peak)
     if config.tau_lr_schedule == "step_thresh":
         rate = torch.where(tau <= STEP_THRESHOLD, rate * STEP_FACTOR, rate)
     return rate
@@ -31,6 +30,10 @@ class GlobalTemperature(nn.Module):
     """One temperature for all samples: constant (sogclr, v1) or learned by AdamW without weight decay (v0, v3)."""
 
     NAMES = ("log_inv_tau", "m", "v", "steps")
+    log_inv_tau: Tensor  # log(1/tau), 0-d like the others
+    m: Tensor
+    v: Tensor
+    steps: Tensor
 
     def __init__(self, config: FastCLIPConfig):
         super().__init__()

@@ -113,10 +113,10 @@ FLAGS = {
         "help": "With --loss clip: keep the temperature constant, at --temperature. Default: off.",
     },
     "--grad-compression": {
-        "choices": ["none", "bf16", "powersgd"],
+        "choices": ["none", "bf16"],
         "default": "none",
         "help": "Compress the all-reduce of the parameters' gradients, for slow networks, with every loss: bf16 halves "
-        "the bytes, powersgd sends rank-1 approximations after 1,000 backward passes. Default: none.",
+        "the bytes. Default: none.",
     },
     "--dist-timeout": {
         "type": float,

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from open_clip import get_input_dtype
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ..checkpoint import mid_epoch as snapshot
 from ..checkpoint.atomic import one_line
@@ -23,9 +24,8 @@ from ..checkpoint.table import load_state
 from ..data.manifest import ShardManifest
 from ..data.shard_list import check_shards
 from ..errors import UserError, agree
-from ..loss.collectives import compress_gradients
 from ..loss.fastclip import FastCLIPLoss
-from ..loss.nonfinite import BadSteps
+from ..loss.nonfinite import NonfiniteGuard
 from ..loss.schedules import cosine_lr_at
 from ..training.batches import FastCLIPBatches, LoopLoss, ProgressBatches, ResumableBatches
 from ..training.checkpointer import SnapshotSaver
@@ -63,7 +63,6 @@ class Run:
         self.resumed: ResumedRun | None = None
         self.batches: ResumableBatches | None = None
         self.loss: FastCLIPLoss | None = None
-        self.compression = None  # what --grad-compression remembers between steps
         self.signals = StopSignals()
         self.save_most_recent = False
         self.training = False  # since the first step
@@ -115,7 +114,8 @@ class Run:
             if device_ids and torch.device(device_ids[0]).type == "cpu":
                 device_ids = None
             ddp = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **kwargs)
-            self.compression = compress_gradients(ddp, self.args.grad_compression)
+            if self.args.grad_compression == "bf16":
+                ddp.register_comm_hook(None, bf16_compress_hook)
             return ddp
 
         parallel = View(stock.nn.parallel, DistributedDataParallel=distributed)
@@ -300,7 +300,7 @@ class Run:
         if batches.snapshots is not None:
             batches.snapshots.model, batches.snapshots.optimizer, batches.snapshots.scaler = model, optimizer, scaler
         if self.loss is not None:
-            batches.bad_steps = BadSteps(self.loss, optimizer, model, self.compression)
+            batches.guard = NonfiniteGuard(self.loss, optimizer, model)
         if args.resume and args.distributed and args.device.startswith("cpu"):  # a GPU's sums have no order anyway
             dtype = get_input_dtype(args.precision)
             batches.before_first = lambda images, texts: arrange_buckets(model, images.to(dtype), texts)

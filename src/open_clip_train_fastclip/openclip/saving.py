@@ -8,7 +8,6 @@ import torch
 from ..checkpoint.atomic import atomic_torch_save, one_line
 from ..checkpoint.table import fastclip_note, prune_states, save_state, state_dir
 from . import checks
-from . import settings as params
 
 LATEST, LATEST_IN_THE_MAKING = "epoch_latest.pt", "tmp.pt"  # OpenCLIP saves the second and renames it to the first
 
@@ -57,7 +56,7 @@ class Saver:
         return {
             "epoch": epoch,
             "manifest_hash": self.data_hash,
-            "settings": params.resolved_settings(self.loss.config),
+            "settings": self.loss.config.resolved(),
             "global_batch_size": checks.global_batch_size(self.args),
             "data_text": self.data_text,
         }

@@ -183,8 +183,8 @@ def config_from_args(
     """The settings of a run whose flags went through resolve().
 
     num_samples: rows of the per-sample table; global_batch_size: pairs that one step contrasts, over all ranks and
-    accumulated batches; total_steps: steps of the full horizon; stored: resolved_settings of the run that is resumed,
-    which win over defaults but not over flags. Raises UserError that begins with the field's name.
+    accumulated batches; total_steps: steps of the full horizon; stored: FastCLIPConfig.resolved() of the run that is
+    resumed, which wins over defaults but not over flags. Raises UserError that begins with the field's name.
     """
     _check_stored(stored or {})
     settings = {"rho": default_rho(args.loss, global_batch_size), **(stored or {}), **args.fastclip}
@@ -207,14 +207,9 @@ def config_from_args(
 
 
 def _check_stored(stored: dict) -> None:
-    """Raise UserError for settings of a state that resolved_settings() has not given."""
-    kinds = {field: type(value) for field, value in resolved_settings(FastCLIPConfig("fastclip-v3", 1)).items()}
+    """Raise UserError for settings of a state that FastCLIPConfig.resolved() has not given."""
+    kinds = {field: type(value) for field, value in FastCLIPConfig("fastclip-v3", 1).resolved().items()}
     for field, value in stored.items():
         is_number = type(value) in (int, float) and abs(value) < 2**53
         if field not in kinds or (not is_number if kinds[field] in (int, float) else type(value) is not kinds[field]):
             raise UserError(f"{field!r} is {value!r} in the state of --resume: restore it from a copy")
-
-
-def resolved_settings(config: FastCLIPConfig) -> dict:
-    """The plain values that a resumed run must not derive anew; config_from_args takes them as `stored`."""
-    return {field: getattr(config, field) for field in CONFIG_FLAGS}

@@ -15,8 +15,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..data.generators import set_generator_states
 from ..data.rng import seeded_iterator
+from ..errors import UserError
 from ..loss.fastclip import FastCLIPLoss
-from ..loss.nonfinite import BadSteps
+from ..loss.nonfinite import MOST_IN_A_ROW, NonfiniteGuard
 from .checkpointer import SnapshotSaver
 from .profiling import profiled
 from .save_trigger import Progress
@@ -147,7 +148,7 @@ class FastCLIPBatches(ResumableBatches):
         super().__init__(dataloader, args, epoch, position)
         self.model = model
         self.loss: FastCLIPLoss | None = None  # set when it is made
-        self.bad_steps: BadSteps | None = None
+        self.guard: NonfiniteGuard | None = None
         self.tb_writer = None
         self._waiting = []
 
@@ -162,14 +163,19 @@ class FastCLIPBatches(ResumableBatches):
             self._waiting = []
 
     def _boundary(self, batches: int) -> None:
-        if self.bad_steps.too_many:
+        if self.guard.too_many:
             saved = self.snapshots.save(self.progress(batches)) if self.snapshots else "none, since --logs is none"
-            raise self.bad_steps.error(str(saved))
+            raise UserError(
+                f"{MOST_IN_A_ROW} steps in a row had features that are not finite and were left out; the state before "
+                f"them is in {saved}: go on from it with a lower --lr, --grad-clip-norm, or --precision amp_bf16 or "
+                "fp32",
+                on_all_ranks=True,
+            )
         super()._boundary(batches)
 
     def _end_step(self, i: int) -> None:
         """Show evaluation and checkpoints the new tau, and log at the steps at which OpenCLIP logs."""
-        self.bad_steps.end_step()
+        self.guard.end_step()
         if self.loss.global_tau is not None:
             with torch.no_grad():
                 self.model.logit_scale.copy_(self.loss.global_tau.log_inv_tau)
