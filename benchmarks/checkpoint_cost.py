@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
-import open_clip
 import open_clip_train.main
 
-import open_clip_train_fastclip
 from open_clip_train_fastclip.main import main as train
-from open_clip_train_fastclip.training.checkpointer import SnapshotSaver
-from open_clip_train_fastclip.training.signals import EXIT_STOPPED
+from open_clip_train_fastclip.openclip import register_models
+from open_clip_train_fastclip.training.checkpointer import AsyncCheckpointer
+from open_clip_train_fastclip.training.signals import EXIT_PREEMPTED
 
 from . import glyphs
 from .command import positive
@@ -56,22 +55,24 @@ class Times:
 
 def observed_run(argv: list[str], saves: int) -> Times:
     """On every rank: run the command until so many saves are complete (0: until the first step) and end it."""
-    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    register_models()
     times, clock, start = Times(), time.perf_counter, time.perf_counter()
     last = started = None
-    real_boundary, real_begin, real_finish = SnapshotSaver.at_boundary, SnapshotSaver._begin, SnapshotSaver._finish
+    real_boundary, real_begin = AsyncCheckpointer.at_boundary, AsyncCheckpointer._begin
+    real_finish = AsyncCheckpointer._finish
 
     def begin(self, progress):
         nonlocal started
         started = clock()
-        real_begin(self, progress)
+        save = real_begin(self, progress)
         if len(times.saves) < saves:  # the save that ends the run is another kind
             times.copies.append(clock() - started)
             times.pauses.append(times.copies[-1])
+        return save
 
-    def finish_save(self):
+    def finish_save(self, save):
         arrived = clock()
-        folder = real_finish(self)
+        folder = real_finish(self, save)
         if len(times.saves) < saves:
             times.pauses[-1] += clock() - arrived
             times.saves.append(clock() - started)
@@ -92,12 +93,12 @@ def observed_run(argv: list[str], saves: int) -> Times:
     with (
         existing_group(),
         patch.object(open_clip_train.main, "setup_logging", lambda *_: logging.getLogger().setLevel(logging.ERROR)),
-        patch.object(SnapshotSaver, "at_boundary", at_boundary),
-        patch.object(SnapshotSaver, "_begin", begin),
-        patch.object(SnapshotSaver, "_finish", finish_save),
+        patch.object(AsyncCheckpointer, "at_boundary", at_boundary),
+        patch.object(AsyncCheckpointer, "_begin", begin),
+        patch.object(AsyncCheckpointer, "_finish", finish_save),
     ):
         code = train(argv)
-    if code != EXIT_STOPPED:
+    if code != EXIT_PREEMPTED:
         raise RuntimeError(f"the training ended with exit code {code}")
     return times
 

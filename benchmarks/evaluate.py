@@ -15,9 +15,8 @@ from pathlib import Path
 import open_clip
 import torch
 
-import open_clip_train_fastclip
-from open_clip_train_fastclip.checkpoint.atomic import one_line
-from open_clip_train_fastclip.errors import UserError
+from open_clip_train_fastclip.errors import UserError, one_line
+from open_clip_train_fastclip.openclip import register_models
 
 from .command import positive
 from .evaluation_tasks import SUITES, Task
@@ -37,7 +36,7 @@ def load_model(args):
 
     if not args.checkpoint.is_file():
         raise UserError(f"{args.checkpoint}: there is no such file")
-    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    register_models()
     settings = read_settings(args.checkpoint.absolute().parent.parent)
     name = args.model or settings.get("model")
     if not name:

@@ -12,7 +12,7 @@ import torch
 from open_clip_train.train import get_clip_metrics
 from PIL import Image
 
-import open_clip_train_fastclip
+from open_clip_train_fastclip.openclip import register_models
 
 from .glyphs import BACKGROUNDS, COLOURS, attribute_floor
 from .quickstart import MODEL
@@ -24,7 +24,7 @@ CHUNK = 500  # images or texts encoded at a time
 
 @cache
 def _tools():
-    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    register_models()
     model, _, transform = open_clip.create_model_and_transforms(MODEL)
     return model.eval(), transform, open_clip.get_tokenizer(MODEL)
 

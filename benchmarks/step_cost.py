@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
-import open_clip_train_fastclip
 from open_clip_train_fastclip.loss.config import LOSSES
+from open_clip_train_fastclip.openclip import register_models
 from open_clip_train_fastclip.openclip.hooks import Run
 from open_clip_train_fastclip.openclip.patches import applied
 
@@ -102,7 +102,7 @@ def set_up(argv: list[str]) -> tuple[Callable[[int], None], torch.optim.Optimize
 
 def block_seconds(model: str, batch: int, losses: list[str], steps: int, rounds: int) -> dict[str, list[float]]:
     """On every rank: seconds of each loss's blocks of `steps` steps, one a round, after a first one to warm up."""
-    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    register_models()
     ranks = int(os.environ["WORLD_SIZE"])
     samples = steps * batch * ranks
     common = f"{FLAGS} --model {model} --batch-size {batch} --train-num-samples {samples} --epochs {rounds + 2}".split()
@@ -165,7 +165,7 @@ def show(rows: list[dict]) -> None:
 
 def case_of(text: str) -> str:
     """The type of MODEL:BATCH."""
-    open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+    register_models()
     model, _, batch = text.rpartition(":")
     if model not in open_clip.list_models():
         raise argparse.ArgumentTypeError(f"{text} is no MODEL:BATCH with a model of open_clip.list_models()")

@@ -41,11 +41,11 @@ def measure(num_samples: int, folder: str) -> dict:
     seconds["read_a_step"], seconds["write_a_step"] = quartiles(reads)[1], quartiles(writes)[1]
     state = Path(folder) / "epoch_1.fastclip"
     start = clock()
-    save_state(loss, state, epoch=1, manifest_hash="none", settings={}, global_batch_size=BATCH * RANKS)
+    save_state(loss, state, epoch=1)
     seconds["save"] = clock() - start
     disk_bytes = sum(file.stat().st_size for file in state.iterdir())
     start = clock()
-    load_state(loss, state, manifest_hash="none")
+    load_state(loss, state)
     seconds["load"] = clock() - start
     peak = status_bytes("VmHWM") - before
     return {"seconds": seconds, "table": table_bytes, "held": held, "disk": disk_bytes, "peak": peak}

@@ -1,8 +1,4 @@
-"""The one exception for what a user can mend, and how the ranks agree on it."""
-
-from collections.abc import Callable
-
-import torch.distributed as dist
+"""The one exception for what a user can mend, and errors in one line."""
 
 
 class UserError(ValueError):
@@ -21,37 +17,14 @@ def user_message(error: UserError) -> str:
     return str(error).strip().split("UserError: ")[-1].splitlines()[0]
 
 
-def agree(check: Callable, *args, **kwargs):
-    """Call check(*args, **kwargs) on every rank; if it raises on any, raise UserError on all. Its result.
-
-    Collective, so that no rank is left waiting for one that has given up.
-    """
-    return agree_over(None, check, *args, **kwargs)
-
-
-def agree_over(group, check: Callable, *args, **kwargs):
-    """agree() over a process group of torch.distributed with all ranks; None: the default one."""
-    result, mine, message = None, None, None
-    try:
-        result = check(*args, **kwargs)
-    except UserError as error:
-        message = str(error)
-    except Exception as error:  # a bug or a broken machine, on this rank: the others must hear of it, too
-        mine, message = error, f"{type(error).__name__}: {error}"
-    messages = gather_objects(message, group)
-    if mine is not None:
-        raise mine
-    for message in filter(None, messages):
-        error = UserError(message)
-        error.on_all_ranks = True
-        raise error
-    return result
+def one_line(error: BaseException) -> str:
+    """The first line of an error; torch.save hides what the disk said in the context of its own error."""
+    while not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def gather_objects(value, group=None) -> list:
-    """`value` of every rank, in rank order (collective, over `group`); [value] without torch.distributed."""
-    values = [value]
-    if dist.is_initialized():
-        values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group)
-    return values
+def named_line(error: BaseException) -> str:
+    """The kind of an error and its first line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -5,16 +5,13 @@ import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
 
 import torch.distributed as dist
 
-from .checkpoint.atomic import one_line
-from .errors import UserError, user_message
-from .training.signals import EXIT_STOPPED, Stopped, ignore_signals
+from .errors import UserError, one_line, user_message
+from .training.signals import EXIT_PREEMPTED, Preempted, ignore_signals
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
-GAVE_UP = -1  # what OpenCLIP's main() returns when it has printed why it does not train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,84 +19,62 @@ def main(argv: list[str] | None = None) -> int:
 
     0: done; 1: failed; 2: wrong input; 75: saved because of a signal, to be started again with --resume latest.
     """
+    from .openclip.hooks import train  # OpenCLIP's imports take seconds
+
     try:
-        result = _train(sys.argv[1:] if argv is None else argv)
-    except Stopped as stopped:
+        return 0 if train(sys.argv[1:] if argv is None else argv) else EXIT_FAILED
+    except Preempted as preempted:
         if _rank() == 0:
-            logging.info(stopped)
-        return EXIT_STOPPED
+            logging.info(preempted)
+        return EXIT_PREEMPTED
     except UserError as error:
-        rank = _rank()
-        if rank == 0 or not error.on_all_ranks:
-            where = "" if error.on_all_ranks else f" on rank {rank}"
-            print(f"open-clip-train-fastclip: error{where}: {user_message(error)}", file=sys.stderr, flush=True)
+        if _rank() == 0 or not error.on_all_ranks:
+            where = "" if error.on_all_ranks else f" on rank {_rank()}"
+            _say(f"error{where}: {user_message(error)}")
         return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):  # torch's words for a worker that is gone
-            print(
-                f"open-clip-train-fastclip: error on rank {_rank()}: a process that loads data was killed "
-                f"({one_line(error)}): it often means that the memory is full, so lower --workers or --batch-size and "
-                "go on with --resume latest",
-                file=sys.stderr,
-                flush=True,
-            )
-            return EXIT_FAILED
-        if not _lost_a_rank(error):
+    except (RuntimeError, ValueError) as error:
+        code, text = _explained(error)
+        if code is None:
             raise
-        print(
-            "open-clip-train-fastclip: error: another rank ended, or kept this one waiting for longer than "
-            f"--dist-timeout: see what the first rank to end says ({one_line(error)})",
-            file=sys.stderr,
-            flush=True,
+        _say(text)
+        return code
+
+
+def _explained(error: Exception) -> tuple[int | None, str]:
+    """The exit code and the line for an error of torch that is no bug, told by its text; None for others."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return EXIT_FAILED, (
+            f"error on rank {_rank()}: a process that loads data was killed ({one_line(error)}): it often means that "
+            "the memory is full, so lower --workers or --batch-size and go on with --resume latest"
         )
-        return EXIT_FAILED
-    except ValueError as error:
-        if "loaded state dict" not in str(error):  # what torch says of an optimizer's state that does not fit
-            raise
-        print(
-            "open-clip-train-fastclip: error: --resume: the checkpoint's optimizer is of other parameters: give the "
-            "--opt, --lock-* and temperature flags of that run, or take its weights alone with --fastclip-fresh-state",
-            file=sys.stderr,
-            flush=True,
+    # gloo raises a bare RuntimeError
+    if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in text.lower()):
+        return EXIT_FAILED, (
+            "error: another rank ended, or kept this one waiting for longer than --dist-timeout: see what the first "
+            f"rank to end says ({one_line(error)})"
         )
-        return EXIT_USER_ERROR
-    return EXIT_FAILED if result == GAVE_UP else 0
+    if isinstance(error, ValueError) and "loaded state dict" in text:
+        return EXIT_USER_ERROR, (
+            "error: --resume: the checkpoint's optimizer is of other parameters: give the --opt, --lock-* and "
+            "temperature flags of that run, or take its weights alone with --fastclip-fresh-state"
+        )
+    return None, ""
+
+
+def _say(text: str) -> None:
+    print(f"open-clip-train-fastclip: {text}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
-def _lost_a_rank(error: RuntimeError) -> bool:
-    # gloo raises a bare RuntimeError that only its text tells
-    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
-
-
-def _train(argv: list[str]) -> int | None:
-    import open_clip
-
-    open_clip.add_model_config(Path(__file__).parent / "model_configs")
-    from .openclip.hooks import Run
-    from .openclip.patches import applied
-
-    run = Run()
-    try:
-        with applied(run):
-            import open_clip_train.main
-
-            result = open_clip_train.main.main(argv)
-        if result != GAVE_UP:  # perhaps rank 0 alone: the others are not where a barrier would find them
-            run.finish()
-    finally:
-        run.signals.unwatch()
-    return result
-
-
 def console() -> None:
     """Entry point of the console script; ends the process with main()'s exit code."""
     try:
         code = main()
-        if code == EXIT_STOPPED:
+        if code == EXIT_PREEMPTED:
             ignore_signals()  # srun ends the other tasks when one has ended; all shall give this code
     finally:
         # Python would wait without end for OpenCLIP's remote sync and for data workers, which do not take a SIGTERM.

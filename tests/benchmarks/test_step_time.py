@@ -14,7 +14,7 @@ from benchmarks import step_time
 from benchmarks.trace_times import step_times
 from open_clip_train_fastclip.main import main
 from open_clip_train_fastclip.training.profiling import FOLDER
-from open_clip_train_fastclip.training.save_trigger import Moments
+from open_clip_train_fastclip.training.save_trigger import SaveTrigger
 
 TRAINING, GLOO = 1, 2  # threads
 
@@ -206,7 +206,7 @@ def test_a_run_that_leaves_no_trace_says_so(flags, batches, warning, tmp_path, m
 
 def test_a_run_that_ends_within_the_traced_steps_leaves_no_trace(tmp_path):
     def stopped_in_step_15(argv):
-        ask, asked = Moments.ask, []
+        ask, asked = SaveTrigger.ask, []
 
         def ask_and_stop(moments, written):
             asked.append(moments)
@@ -214,7 +214,7 @@ def test_a_run_that_ends_within_the_traced_steps_leaves_no_trace(tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             ask(moments, written)
 
-        Moments.ask = ask_and_stop
+        SaveTrigger.ask = ask_and_stop
         return main(argv)
 
     flags = ["--loss", "fastclip-v3", "--profile", "--name", "run"]
@@ -245,7 +245,7 @@ def test_no_collective_outlives_its_trace(tmp_path):
     """Else its gloo thread writes into memory that the stopped profiler has freed."""
 
     def answer_late(argv):
-        ask, stop, asked = Moments.ask, torch.profiler.profile.stop_trace, []
+        ask, stop, asked = SaveTrigger.ask, torch.profiler.profile.stop_trace, []
 
         def slow_ask(moments, written):
             asked.append(moments)
@@ -257,7 +257,7 @@ def test_no_collective_outlives_its_trace(tmp_path):
             print("asked", len(asked), "answered", asked[-1]._work.is_completed())
             stop(profiler)
 
-        Moments.ask, torch.profiler.profile.stop_trace = slow_ask, checked_stop
+        SaveTrigger.ask, torch.profiler.profile.stop_trace = slow_ask, checked_stop
         return main(argv)
 
     flags = ["--loss", "fastclip-v3", "--profile", "--name", "run"]

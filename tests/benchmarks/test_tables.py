@@ -9,20 +9,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from resolved_flags import recipe_flags, resolved
 
-import open_clip_train_fastclip
 from benchmarks import cluster, glyph_scores, glyphs, report, run, tables, tiny
 from benchmarks.measured import Figure, Measured, fewer_samples, published, published_gain
 from benchmarks.store import DONE, FAILED, Store, key_of
 from benchmarks.tables import Comparison, Row, Table
 from benchmarks.training_runs import MODULE, Run
 from open_clip_train_fastclip.errors import UserError
+from open_clip_train_fastclip.openclip import register_models
 
-open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+register_models()
 CLIP = Row("clip", "OpenCLIP", "clip", tiny={"--lr": 1e-3})
 V3 = Row("v3", "fastclip-v3", "fastclip-v3", tiny={"--lr": 1e-3, "--fastclip-rho": 2.5})
 LOG = "Train Epoch: 0 [ 16/64 (25%)] Data (t): 0.1 Batch (t): 0.2, 9/s Logit Scale: 20.0 \n"

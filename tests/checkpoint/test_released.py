@@ -25,8 +25,9 @@ from trajectories import (
 )
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.checkpoint.released import convert, main
 from open_clip_train_fastclip.checkpoint.table import load_state, read_index
+from open_clip_train_fastclip.convert import convert, main
+from open_clip_train_fastclip.data.identity import DataIdentity
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, LOSSES
 
@@ -130,7 +131,7 @@ def message_of(function, *args):
 def test_released_run_goes_on_along_its_golden_trajectory(loss, released, tmp_path):
     converted(released[loss], tmp_path, loss)
     again = FastCLIPLoss(FastCLIPConfig(**golden_settings(loss)))
-    index = load_state(again, tmp_path / "checkpoints" / "epoch_2.fastclip", manifest_hash="json-key:64")
+    index = load_state(again, tmp_path / "checkpoints" / "epoch_2.fastclip", DataIdentity.of_json_keys(64))
     assert (index["epoch"], index["step"], index["settings"], index["global_batch_size"]) == (EPOCH, STEP, {}, None)
     assert again.step == STEP and again.visited == 64
     arrays, rows = golden(loss, "float32"), []
@@ -407,6 +408,6 @@ def test_our_command_line_resumes_the_result(loss, released, tmp_path):
     assert run.ok, run
     after = FastCLIPLoss(FastCLIPConfig(loss=loss, num_samples=64))
     folder = tmp_path / "logs" / "run" / "checkpoints" / "epoch_3.fastclip"
-    load_state(after, folder, manifest_hash="json-key:64")
+    load_state(after, folder, DataIdentity.of_json_keys(64))
     changed = after.full_state()["log_u_image"] != before.full_state()["log_u_image"]
     assert torch.equal(changed.nonzero().flatten(), torch.arange(1, 64, 4))

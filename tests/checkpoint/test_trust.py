@@ -11,7 +11,7 @@ import torch
 from cli import TINY, run_cli
 from make_data import make_csv, make_shards
 
-from open_clip_train_fastclip.checkpoint import released as convert
+from open_clip_train_fastclip import convert
 
 
 class Harm:

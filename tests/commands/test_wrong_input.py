@@ -10,6 +10,7 @@ import torch
 from cli import TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
 
+from open_clip_train_fastclip import preflight
 from open_clip_train_fastclip.main import main
 
 
@@ -143,6 +144,15 @@ def test_a_shard_with_more_samples_than_its_size_says(shards, tmp_path):
     # only the rank that reads this shard can tell; the other one ends as well
     run = run_cli(v3(pattern, tmp_path / "logs-ranks"), tmp_path / "out", ranks=2)
     assert sorted(run.codes) == [1, 2] and "Traceback" not in str(run) and "00001.tar" in str(run), run
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("coca_ViT-B-32", "is a CoCa model"), ("ViT-B-16-SigLIP", "has a logit_bias")]
+)
+def test_models_that_the_losses_do_not_train(model, message, csv, tmp_path):
+    flags = ["--loss", "fastclip-v3", "--train-data", csv, "--model", model, "--device", "cpu", "--logs", tmp_path]
+    run = run_forked(preflight.main, (["--", *map(str, flags)],), tmp_path)
+    assert run.codes == [2] and message in run.output[0] and "Traceback" not in run.output[0], run
 
 
 def test_a_model_without_logit_scale(csv, tmp_path):

@@ -13,9 +13,8 @@ from make_data import make_csv, make_shards, write_tar
 from open_clip_train import data as openclip_data
 from torch.utils.data import DistributedSampler
 
-from open_clip_train_fastclip.data.position import DataPosition, resume_position
+from open_clip_train_fastclip.data.position import BLOCK, DataPosition, SeenSamples, resume_position
 from open_clip_train_fastclip.data.rng import seeded_iterator
-from open_clip_train_fastclip.data.seen_samples import BLOCK, SeenSamples
 from open_clip_train_fastclip.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # OpenCLIP sets it without a GPU, too

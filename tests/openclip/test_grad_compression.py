@@ -7,6 +7,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.openclip.checkpoints import EpochCheckpoints
 from open_clip_train_fastclip.openclip.hooks import Run
 
 
@@ -18,7 +19,7 @@ def train(kind, steps):
     towers = torch.nn.ModuleDict({"image": torch.nn.Linear(64, 64), "text": torch.nn.Linear(64, 64)})
     run = Run()
     run.args = SimpleNamespace(grad_compression=kind)
-    run.saver = SimpleNamespace(save_checkpoint=None)
+    run.checkpoints = EpochCheckpoints(run.args)
     ddp = run.torch_of_main(torch).nn.parallel.DistributedDataParallel(_Both(towers), device_ids=["cpu"])
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=3e-3)
     loss = FastCLIPLoss(FastCLIPConfig(loss="fastclip-v3", num_samples=32, epochs=10, rho=2.0))

@@ -24,9 +24,10 @@ from open_clip_train import data as openclip_data
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import transforms
 
-from open_clip_train_fastclip.data.manifest import ShardManifest, read_manifest
+from open_clip_train_fastclip.data.manifest import ShardManifest
+from open_clip_train_fastclip.data.stream import MAX_CAPTION_BYTES
 from open_clip_train_fastclip.errors import UserError, user_message
-from open_clip_train_fastclip.openclip.pipeline import MAX_CAPTION_BYTES, attach_webdataset_ids
+from open_clip_train_fastclip.openclip.pipeline import manifest_of, rebuild
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # OpenCLIP sets it without a GPU, too
 
@@ -231,7 +232,7 @@ def test_samples_that_openclip_filters_keep_their_slots(tmp_path):
         *sample_files(5, "5", ["png", "txt"]),
     ]
     path = write_tar(tmp_path / "00000.tar", files)
-    manifest = read_manifest(str(path))
+    manifest = manifest_of(str(path))
     assert manifest.num_samples == 6
     assert seen(batches_of(numbered_loader(str(path), batch_size=1), epochs=2)) == {(n, n, n) for n in (0, 3, 5)}
 
@@ -247,17 +248,17 @@ def test_more_samples_than_recorded(workers, tmp_path):
 def test_more_samples_than_samples_per_shard(tmp_path):
     make_shards(tmp_path, shards=1, per_shard=8)
     url = f"pipe:cat {tmp_path}/00000.tar"
-    assert seen(batches_of(numbered_loader(url, read_manifest(url, samples_per_shard=10)), epochs=1)) == {
+    assert seen(batches_of(numbered_loader(url, manifest_of(url, samples_per_shard=10)), epochs=1)) == {
         (n, n, n) for n in range(8)
     }
-    assert "--samples-per-shard" in refusal(numbered_loader(url, read_manifest(url, samples_per_shard=7)))
+    assert "--samples-per-shard" in refusal(numbered_loader(url, manifest_of(url, samples_per_shard=7)))
 
 
 def test_a_remote_shard_that_breaks_off_keeps_the_ids_right(tmp_path, warnings):
     make_shards(tmp_path, shards=2, per_shard=8, kinds=("png", "txt"))
     urls = [f"pipe:head -c 9000 {tmp_path}/00000.tar", f"pipe:cat {tmp_path}/00001.tar"]
     data = "::".join(urls)
-    info = numbered_loader(data, read_manifest(data, samples_per_shard=8), batch_size=2)
+    info = numbered_loader(data, manifest_of(data, samples_per_shard=8), batch_size=2)
     samples = seen(batches_of(info))
     assert samples >= {(n, n, n) for n in range(8, 16)} and all(len(set(sample)) == 1 for sample in samples)
     assert 0 < sum(id_ < 8 for id_, _, _ in samples) < 8
@@ -268,7 +269,7 @@ def test_a_file_that_cannot_be_read_ends_its_shard(tmp_path, monkeypatch):
     """Behind an unreadable file ordinals could be wrong: OpenCLIP goes on there, we do not."""
     files = [f for n in range(8) for f in sample_files(n, f"{n}", ["png", "txt"])]
     path = write_tar(tmp_path / "00000.tar", files)
-    manifest = read_manifest(str(path))
+    manifest = manifest_of(str(path))
     read = openclip_data.tarfile_to_samples_nothrow.__globals__["tar_file_expander"].__globals__["tarfile"].TarFile
     extractfile = read.extractfile
 
@@ -298,9 +299,9 @@ def test_a_worker_without_a_whole_batch_is_an_error_instead_of_an_endless_loop(w
 
 def test_the_loader_and_the_manifest_must_agree(tmp_path):
     data = make_shards(tmp_path, shards=2, per_shard=8)
-    manifest = read_manifest(f"{tmp_path}/00000.tar")
+    manifest = manifest_of(f"{tmp_path}/00000.tar")
     with pytest.raises(UserError, match="00001.tar"):
-        attach_webdataset_ids(stock_loader(data, train_num_samples=16).dataloader, manifest, "position", 8, SEED, None)
+        rebuild(stock_loader(data, train_num_samples=16).dataloader, manifest, 8, SEED, None)
 
 
 def test_another_openclip_is_refused(tmp_path):
@@ -308,7 +309,7 @@ def test_another_openclip_is_refused(tmp_path):
     info = stock_loader(data, train_num_samples=8)
     del info.dataloader.pipeline[0].dataset.pipeline[-4]
     with pytest.raises(UserError, match=r"_decode.*install 'open_clip_torch"):
-        attach_webdataset_ids(info.dataloader, read_manifest(data), "position", 8, SEED, None)
+        rebuild(info.dataloader, manifest_of(data), 8, SEED, None)
 
 
 @pytest.mark.parametrize("kinds", [("png", "txt", "json"), ("png", "txt")], ids=["json", "key of the tar"])
@@ -338,7 +339,7 @@ def test_json_keys_that_do_not_fit(key, cure, workers, tmp_path):
 def test_ids_do_not_depend_on_the_manifest_with_json_keys(tmp_path):
     data = make_shards(tmp_path, shards=1, per_shard=8)
     info = stock_loader(data, train_num_samples=8)
-    attach_webdataset_ids(info.dataloader, None, "json-key", 8, SEED, info.shared_epoch)
+    rebuild(info.dataloader, None, 8, SEED, info.shared_epoch)
     assert seen(batches_of(info, epochs=1)) == {(n, n, n) for n in range(8)}
 
 

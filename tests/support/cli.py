@@ -12,14 +12,14 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import open_clip_train.main  # noqa: F401  the forks inherit it
 import torch
 
 import open_clip_train_fastclip.openclip.hooks  # noqa: F401
 from open_clip_train_fastclip.main import main
+from open_clip_train_fastclip.openclip import register_models
 
-open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
+register_models()
 
 TINY = (
     "--model ViT-Glyph-32 --device cpu --precision fp32 --workers 0 --batch-size 8 --epochs 1 --lr 1e-3 --warmup 2 "

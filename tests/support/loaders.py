@@ -7,10 +7,8 @@ import torch
 from make_data import caption_of
 from open_clip_train import data as openclip_data
 
-from open_clip_train_fastclip.data.manifest import read_manifest
-from open_clip_train_fastclip.data.rng import seed_sample_order
 from open_clip_train_fastclip.data.rows import attach_row_ids
-from open_clip_train_fastclip.openclip.pipeline import attach_webdataset_ids
+from open_clip_train_fastclip.openclip.pipeline import manifest_of, rebuild, seed_order
 
 SEED = 7
 
@@ -57,18 +55,18 @@ def stock_loader(train_data, transform=preprocess, buffer=40, **changed):
 def seeded_stock_loader(train_data, **changed):
     """The same with its one unseeded generator seeded as ours."""
     info = stock_loader(train_data, **changed)
-    seed_sample_order(info.dataloader, SEED, info.shared_epoch)
+    seed_order(info.dataloader.pipeline[0].dataset.pipeline, SEED, info.shared_epoch)
     return info
 
 
 def numbered_loader(train_data, manifest=None, sample_id="position", num_samples=None, **changed):
     """OpenCLIP's DataInfo with our loader in it; info.position is the DataPosition."""
-    manifest = manifest or read_manifest(train_data)
+    manifest = manifest or manifest_of(train_data)
     changed.setdefault("train_num_samples", manifest.num_listed_samples)
     info = stock_loader(train_data, **changed)
     num_samples = num_samples or manifest.num_samples
-    info.position = attach_webdataset_ids(info.dataloader, manifest, sample_id, num_samples, SEED, info.shared_epoch)
-    seed_sample_order(info.dataloader, SEED, info.shared_epoch)
+    known = manifest if sample_id == "position" else None
+    info.position = rebuild(info.dataloader, known, num_samples, SEED, info.shared_epoch)
     return info
 
 

@@ -1,19 +1,31 @@
-"""Files that survive a crash: written under another name, synced to the disk, then renamed."""
+"""Files and folders that survive a crash: whole under their name, or not there.
+
+They are written under another name, synced to the disk, and then renamed. A folder holds files of several ranks and an
+index of them; it is renamed when the last file is in.
+"""
 
 import errno
 import os
-import struct
+import shutil
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..ranks import is_first_rank
+
+UNFINISHED, REPLACED = ".tmp", ".old"  # added to a folder's name while it is written, and while it is replaced
+Entry = dict[str, Any]  # of an index: the name, bytes and crc32 of a file
 
 
-def atomic_torch_save(obj, path: str | Path) -> None:
+def atomic_torch_save(obj: Any, path: str | Path) -> None:
     """torch.save in such a way that `path` holds either what it held before or all of `obj`, also after a crash.
 
     Raises UserError if it cannot be written. The file in the making does not end in .pt.
@@ -55,7 +67,7 @@ def file_checksum(path: Path) -> int:
 
 
 @contextmanager
-def writing(path: Path):
+def writing(path: Path) -> Iterator[None]:
     """Turn what the disk says while `path` is written into a UserError."""
     try:
         yield
@@ -65,37 +77,64 @@ def writing(path: Path):
         ) from error
 
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error; torch.save hides what the disk said in the context of its own error."""
-    while not isinstance(error, OSError) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+# -------------------------------------------------------------------- folders
 
 
-class _NumpyType:
-    """Stands for numpy.dtype while a released file is read: the learning rates in it are numpy scalars."""
-
-    def __init__(self, code: str, *flags):
-        self.code = code
-
-    def __setstate__(self, state: tuple):
-        self.byte_order = state[1]
+def unfinished(folder: Path) -> Path:
+    """The name under which `folder` is written."""
+    return folder.with_name(folder.name + UNFINISHED)
 
 
-def _number(kind: _NumpyType, raw: bytes) -> float | int:
-    """Stands for numpy's function that makes a scalar; the result is plain."""
-    return struct.unpack(kind.byte_order + {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}[kind.code], raw)[0]
+def remove_leftover(partial: Path) -> None:
+    """Take away what a killed save left behind; done by rank 0 alone."""
+    if is_first_rank() and partial.exists():
+        with writing(partial):
+            shutil.rmtree(partial)
 
 
-def numpy_numbers_are_plain():
-    """Context in which torch.load(weights_only=True) also takes numpy scalars, as numbers.
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> Entry:
+    """Write CPU tensors to a safetensors file, synced; returns its name, bytes and checksum."""
+    with writing(path):
+        # On every rank: without a shared file system rank 0 then misses the file, and can say so.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors ignores the umask, mkdir obeys it
+        sync(path)
+        return entry_of(path)
 
-    Older training code left its learning rates in the optimizer's groups as numpy scalars.
-    """
-    return torch.serialization.safe_globals(
-        [
-            (_NumpyType, "numpy.dtype"),
-            (_number, "numpy.core.multiarray.scalar"),
-            (_number, "numpy._core.multiarray.scalar"),
-        ]
-    )
+
+def entry_of(path: Path) -> Entry:
+    """What an index says of a file."""
+    return {"name": path.name, "bytes": path.stat().st_size, "crc32": file_checksum(path)}
+
+
+def check_entry(path: Path, entry: Entry, cure: str) -> None:
+    """Raise UserError, which ends with `cure`, if a file is missing or not what entry_of() said."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {cure}")
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path} has {size} bytes and should have {entry['bytes']}: {cure}")
+        if file_checksum(path) != entry["crc32"]:
+            raise UserError(f"{path} is damaged, since its checksum differs: {cure}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): {cure}") from error
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a folder in the making its name, in the place of what had it."""
+    replaced = folder.with_name(folder.name + REPLACED)
+    if folder.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+    partial.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def present(folder: str | Path) -> Path:
+    """`folder`, or the one that a save was about to replace when it was killed between its two renames."""
+    folder = Path(folder)
+    replaced = folder.with_name(folder.name + REPLACED)
+    return replaced if replaced.exists() and not folder.exists() else folder

@@ -1,28 +1,27 @@
-"""Turn a checkpoint of the authors' released code into a pair that this package resumes from.
+"""A checkpoint of the authors' released code, turned into a pair that this package resumes from.
 
-    python -m open_clip_train_fastclip.convert RELEASED.pt CHECKPOINTS [--loss fastclip-v3]
-
-writes CHECKPOINTS/epoch_N.pt, which stock OpenCLIP loads as well, and CHECKPOINTS/epoch_N.fastclip. The per-sample
-tables go over row by row (u is kept as log u), tau and its moments move from the optimizer into the state. The rows are
-those of json keys, so the run goes on with --sample-id json-key. Nothing in the released file is executed.
+The per-sample tables go over row by row (u is kept as log u), tau and its moments move from the optimizer into the
+state. The rows are those of json keys, so the run goes on with --sample-id json-key. Nothing in the released file is
+executed.
 """
 
-import argparse
 import glob
 import math
 import pickle
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, LOSSES, FastCLIPConfig
+from ..data.identity import DataIdentity
+from ..errors import UserError, one_line
+from ..loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, FastCLIPConfig
 from ..loss.fastclip import FastCLIPLoss
 from ..loss.sample_table import SampleTable
-from .atomic import numpy_numbers_are_plain, one_line
-from .table import atomic_torch_save, fastclip_note, json_key_hash, save_state, state_dir
+from .atomic import atomic_torch_save
+from .pt_files import fastclip_note, load_pt
+from .table import save_state, state_dir
 
 NEVER_SEEN = 1e-35  # the released code takes a u below this, inf or nan as that of a sample never seen
 SIDES = {"im": "image", "tt": "text"}
@@ -55,12 +54,12 @@ def convert(released: Path, checkpoints: Path, loss_name: str | None = None) -> 
     save_state(
         loss,
         state,
-        epoch=epoch,
-        manifest_hash=json_key_hash(loss.table.num_samples),
+        epoch,
+        data=DataIdentity.of_json_keys(loss.table.num_samples),
         settings={},  # the released checkpoint holds none of them
-        global_batch_size=None,
     )
-    ours = {name: checkpoint[name] for name in ("epoch", "name", "state_dict", "scaler") if name in checkpoint}
+    kept = ("epoch", "name", "state_dict", "scaler")
+    ours: dict[str, Any] = {name: checkpoint[name] for name in kept if name in checkpoint}
     ours["optimizer"] = {
         "state": {number: entry for number, entry in optimizer.items() if number not in group["params"]},
         "param_groups": checkpoint["optimizer"]["param_groups"][:-1],
@@ -69,13 +68,12 @@ def convert(released: Path, checkpoints: Path, loss_name: str | None = None) -> 
     return path, loss
 
 
-def _load(path: Path) -> dict:
+def _load(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint, read without executing any code that it names."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:
-        with numpy_numbers_are_plain():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = load_pt(lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:  # what the bytes of a foreign file can raise has no end
         foreign = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors and plain values" if foreign else one_line(error)
@@ -85,7 +83,7 @@ def _load(path: Path) -> dict:
     return checkpoint
 
 
-def _check_keys(checkpoint: dict, path: Path) -> None:
+def _check_keys(checkpoint: dict[str, Any], path: Path) -> None:
     """Raise UserError unless the checkpoint has what the released code saves."""
     if "u_im" not in checkpoint or "u_tt" not in checkpoint:
         raise UserError(
@@ -99,7 +97,7 @@ def _check_keys(checkpoint: dict, path: Path) -> None:
         raise UserError(f"{path} has no logit_scale among its weights: name a checkpoint of a CLIP model")
 
 
-def _tables(checkpoint: dict, path: Path) -> dict[str, Tensor]:
+def _tables(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The per-sample tables by their released names, [N] each."""
     tables = _columns(checkpoint, ["u_im", "u_tt"], path)
     names = [f"{name}_{side}" for name in (*INDIVIDUAL, "bound") for side in SIDES]
@@ -115,7 +113,7 @@ def _tables(checkpoint: dict, path: Path) -> dict[str, Tensor]:
 
 def _tables_of_ranks(path: Path, names: list[str]) -> dict[str, Tensor]:
     """Tables that some revisions save in a file a rank, each up to date for the samples that this rank has seen."""
-    tables = {}
+    tables: dict[str, Tensor] = {}
     for rank in range(len(list(path.parent.glob(f"{glob.escape(path.stem)}_tau_rank_*.pt")))):
         file = path.with_name(f"{path.stem}_tau_rank_{rank}.pt")
         columns = _columns(_load(file), names, file)
@@ -129,7 +127,7 @@ def _tables_of_ranks(path: Path, names: list[str]) -> dict[str, Tensor]:
     return tables
 
 
-def _columns(contents: dict, names: list[str], path: Path) -> dict[str, Tensor]:
+def _columns(contents: dict[str, Any], names: list[str], path: Path) -> dict[str, Tensor]:
     """Tables of one number a sample, [N, 1] or [N] in the file, [N] here."""
     columns = {}
     for name in names:
@@ -140,9 +138,9 @@ def _columns(contents: dict, names: list[str], path: Path) -> dict[str, Tensor]:
     return columns
 
 
-def _temperature_group(checkpoint: dict, path: Path) -> dict:
+def _temperature_group(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """The optimizer's third group: logit_scale, or nothing where it was not learned."""
-    groups = checkpoint["optimizer"].get("param_groups", [])
+    groups: list[dict[str, Any]] = checkpoint["optimizer"].get("param_groups", [])
     if len(groups) != 3 or len(groups[2]["params"]) > 1 or "amsgrad" not in groups[0]:
         raise UserError(
             f"{path} has an optimizer that is not the released code's AdamW (with LAMB only the weights can go on): "
@@ -177,7 +175,7 @@ def _fill(table: SampleTable, released: dict[str, Tensor]) -> None:
         log_u[~((u >= NEVER_SEEN) & (u < math.inf))] = -math.inf
 
 
-def _tau_state(checkpoint: dict, group: dict) -> dict[str, float]:
+def _tau_state(checkpoint: dict[str, Any], group: dict[str, Any]) -> dict[str, float]:
     """log(1/tau) from the weights, its AdamW moments from the optimizer."""
     weights = checkpoint["state_dict"]
     logit_scale = weights["module.logit_scale"] if "module.logit_scale" in weights else weights["logit_scale"]
@@ -190,26 +188,3 @@ def _tau_state(checkpoint: dict, group: dict) -> dict[str, float]:
         "v": float(moments["exp_avg_sq"]),
         "steps": float(moments["step"]),
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m open_clip_train_fastclip.convert", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("released", type=Path, help="epoch_N.pt of the released code")
-    parser.add_argument("checkpoints", type=Path, help="folder for epoch_N.pt and epoch_N.fastclip")
-    parser.add_argument("--loss", choices=LOSSES, help="its algorithm, where the file does not tell (all but v2)")
-    args = parser.parse_args(argv)
-    try:
-        path, loss = convert(args.released, args.checkpoints, args.loss)
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    size, name = loss.table.num_samples, loss.config.loss
-    print(f"wrote {path} and its state: {int(loss.visited)} of {size} samples visited, tau {loss.temperature:.4g}")
-    print(
-        f"go on with: --loss {name} --resume {path} --sample-id json-key --data-size {size}, "
-        "and the released run's own flags: its checkpoint holds neither gamma nor rho"
-    )
-    return 0

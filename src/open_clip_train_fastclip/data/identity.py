@@ -1,53 +1,59 @@
-"""The shards that a state was made with, kept in it, so that a resume on other data can say where they differ."""
+"""Which data the ids of samples belong to, so that a run goes on with the same data alone."""
 
 import hashlib
 import json
 from collections import Counter
-from pathlib import Path
-
-from ..checkpoint.atomic import sync
-
-SHARDS = "shards.json"  # in a state's folder; the index's manifest_hash is its SHA-256
-LARGEST = 2**28  # bytes; a shard takes about 20
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 
-def write(folder: Path, text: str) -> None:
-    """Put ShardManifest.text into a state's folder, synced."""
-    (folder / SHARDS).write_text(text)
-    sync(folder / SHARDS)
+@dataclass(frozen=True)
+class DataIdentity:
+    """Names the data of a run. Its hash is the same wherever the data lie, and another for other data.
 
-
-def difference(folder: Path, stored_hash: str, text: str | None) -> str | None:
-    """How the shards of a run (ShardManifest.text, None if it has none) differ from those of the state in `folder`.
-
-    stored_hash: manifest_hash of the state's index. None if the state does not tell: it is older, its ids are no
-    positions in shards, or the file is damaged.
+    text: of ids that are positions in shards, what the hash (SHA-256) is of: the names and sizes of the shards in
+    order, as JSON, without folders. It tells where two data sets differ.
     """
-    stored = None if text is None else _read(folder / SHARDS, stored_hash)
-    return None if stored is None else _first_difference(stored, json.loads(text))
+
+    hash: str
+    text: str | None = None
+
+    @classmethod
+    def of_shards(cls, sizes: Iterable[tuple[str, int]]) -> "DataIdentity":
+        """Ids are positions in shards of these (name, samples)."""
+        text = json.dumps([[name, count] for name, count in sizes])
+        return cls(hashlib.sha256(text.encode()).hexdigest(), text)
+
+    @classmethod
+    def of_json_keys(cls, num_samples: int) -> "DataIdentity":
+        """Ids are the json keys of the samples, below num_samples."""
+        return cls(f"json-key:{num_samples}")
+
+    @classmethod
+    def of_table(cls, rows: Iterable[tuple[str, str]]) -> "DataIdentity":
+        """Ids are the numbers of rows of (image's file name, caption)."""
+        digest = hashlib.sha256()
+        for image, caption in rows:
+            digest.update(json.dumps([image, caption]).encode())
+        return cls(digest.hexdigest())
+
+    @classmethod
+    def of_synthetic_rows(cls, num_samples: int) -> "DataIdentity":
+        """Ids are the numbers of rows that have no content of their own."""
+        return cls(f"rows:{num_samples}")
 
 
-def _read(path: Path, stored_hash: str) -> list[list] | None:
-    try:
-        if path.stat().st_size > LARGEST:
-            return None
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != stored_hash:
-            return None
-        shards = [[name, count] for name, count in json.loads(content)]
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-    # Whoever writes the file can write its hash: what goes into a message is looked at.
-    sound = all(type(n) is str and n.isprintable() and type(c) is int and 0 <= c < 2**63 for n, c in shards)
-    return shards if sound else None
+def first_difference(before: str, now: str) -> str | None:
+    """Where the shards of two DataIdentity.text differ first, in words; None if they do not.
 
-
-def _first_difference(before: list[list], now: list[list]) -> str | None:
-    """Of two lists of [name of a shard, its samples]; a name may occur twice, from two folders."""
-    names_before, names_now = (Counter(name for name, _ in shards) for shards in (before, now))
-    for place in range(max(len(before), len(now))):
-        old, old_count = before[place] if place < len(before) else (None, 0)
-        new, new_count = now[place] if place < len(now) else (None, 0)
+    Raises ValueError or TypeError for a text that is none.
+    """
+    shards_before, shards_now = ([(name, count) for name, count in json.loads(text)] for text in (before, now))
+    # a name may occur twice, from two folders
+    names_before, names_now = (Counter(name for name, _ in shards) for shards in (shards_before, shards_now))
+    for place in range(max(len(shards_before), len(shards_now))):
+        old, old_count = shards_before[place] if place < len(shards_before) else (None, 0)
+        new, new_count = shards_now[place] if place < len(shards_now) else (None, 0)
         where = f"the first difference is shard {place + 1:,}"
         if old == new and old_count != new_count:
             return f"{where}, {old}, which had {old_count:,} samples and has {new_count:,} now"

@@ -2,34 +2,24 @@
 
 Sizes come from the first of these that knows a shard: sizes.json beside it, img2dataset's NNNNN_stats.json, an
 earlier scan, a scan of the tar's headers (local shards), --samples-per-shard (remote ones).
-`python -m open_clip_train_fastclip.shard_sizes TRAIN_DATA` does the scan before a run.
 """
 
-import argparse
-import hashlib
 import json
 import os
-import re
-import sys
-import tarfile
-import time
-import zlib
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import open_clip_train.data as openclip_data
 import torch.distributed as dist
-from tqdm import tqdm
 from webdataset.gopen import gopen
 
-from ..errors import UserError, agree, gather_objects
-from .scan_cache import MOST_SAMPLES, ScanCache, Scanned
-from .shard_list import THREADS, check_shards, local_path, rank_share, shard_name
-
-SECONDS_BETWEEN_LINES = 10  # of progress, where there is no terminal for a bar
+from ..errors import UserError
+from ..ranks import agree, gather_objects, is_first_rank, rank_share
+from .identity import DataIdentity
+from .shard_list import THREADS, check_shards, local_path, shard_name
+from .tar_scan import MOST_SAMPLES, Group, ScanCache, Scanned, scan_shards
 
 
 @dataclass(frozen=True)
@@ -66,19 +56,17 @@ class ShardManifest:
         sizes = zip(self.urls, self.counts, strict=True)
         return {url: range(self.offsets[url], self.offsets[url] + count) for url, count in sizes}
 
-    @property
-    def text(self) -> str:
-        """Names and sizes of the shards in order, as JSON, without folders: staging them changes nothing."""
-        return json.dumps([[shard_name(url), count] for url, count in zip(self.urls, self.counts, strict=True)])
-
-    @property
-    def hash(self) -> str:
-        """Names the data set: SHA-256 of `text`."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """Names the data set: file names and sizes of the shards in order."""
+        return DataIdentity.of_shards(
+            (shard_name(url), count) for url, count in zip(self.urls, self.counts, strict=True)
+        )
 
 
 def read_manifest(
     train_data: str,
+    group: Group,
     *,
     samples_per_shard: int | None = None,
     cache_dir: str | Path | None = None,
@@ -86,54 +74,40 @@ def read_manifest(
 ) -> ShardManifest:
     """The manifest of the shards that --train-data names; local shards are checked and, if need be, counted.
 
-    A scan is cached beside the shards or, where nothing can be written there, in cache_dir. progress: show the scan
-    on stderr. Collective: the ranks split the work, and a UserError of one is raised on all.
+    group: the loader's function that makes samples of a tar's files, since these are what counts. A scan is cached
+    beside the shards or, where nothing can be written there, in cache_dir. progress: show the scan on stderr.
+    Collective: the ranks split the work, and a UserError of one is raised on all.
     """
     listed = agree(check_shards, train_data)
     urls = list(dict.fromkeys(listed))
     cache = ScanCache(cache_dir)
     counts = _recorded_on_rank_0(urls, samples_per_shard, cache)
     missing = [url for url in urls if url not in counts]
-    scans = _gather(agree(_scan, rank_share(missing), progress))
-    if scans and _is_rank_0():
-        cache.write({local_path(url): scanned for url, scanned in scans.items()})
-    counts |= {url: scanned.count for url, scanned in scans.items()}
+    scans = _gather(agree(_scan, rank_share(missing), group, progress))
+    if scans and is_first_rank():
+        cache.write({_path_of(url): scanned for url, scanned in scans.items()})
+    counts |= {url: scanned.samples for url, scanned in scans.items()}
     manifest = ShardManifest(tuple(listed), tuple(urls), tuple(counts[url] for url in urls))
     agree(_require_samples, manifest)
     return manifest
 
 
-def scan_shard(path: str) -> Scanned:
-    """Count a shard's samples by its tar headers, about 30 microseconds a file, grouped as OpenCLIP groups them."""
-    stat = os.stat(path)
-    try:
-        with tarfile.open(path) as tar:
-            count = sum(1 for _ in openclip_data.group_by_keys_nothrow(_files(tar)))
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"shard {path} cannot be read to its end ({type(error).__name__}): make it again, or leave it out"
-        ) from None
-    return Scanned(count, stat.st_size, stat.st_mtime_ns)
-
-
-def _files(tar: tarfile.TarFile) -> Iterator[dict]:
-    """The files of a tar that webdataset passes on: regular ones whose names do not begin with __metadata__."""
-    for member in tar:
-        tar.members = []  # the list of what was read would take a kilobyte a file
-        if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
-            yield {"fname": member.name, "data": b"not read", "__url__": tar.name}
-
-
-def _is_rank_0() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def _recorded_on_rank_0(urls: list[str], samples_per_shard: int | None, cache: ScanCache) -> dict[str, int]:
     """What rank 0 finds recorded, on every rank: one of them reading thousands of small files is enough."""
-    found = [agree(lambda: _recorded(urls, samples_per_shard, cache) if _is_rank_0() else None)]
+    found = [agree(lambda: _recorded(urls, samples_per_shard, cache) if is_first_rank() else {})]
     if dist.is_initialized():
         dist.broadcast_object_list(found)
     return found[0]
+
+
+def _path_of(url: str) -> str:
+    path = local_path(url)
+    assert path is not None  # remote shards are not scanned
+    return path
+
+
+def _scan(urls: list[str], group: Group, progress: bool) -> dict[str, Scanned]:
+    return dict(zip(urls, scan_shards(list(map(_path_of, urls)), group, progress), strict=True))
 
 
 def _gather(scans: dict[str, Scanned]) -> dict[str, Scanned]:
@@ -149,12 +123,13 @@ def _recorded(urls: list[str], samples_per_shard: int | None, cache: ScanCache) 
     """Sizes that need no scan; local shards without one are left out."""
     sizes = {place: _read_sizes(place) for place in dict.fromkeys(map(_sizes_place, urls)) if place}
 
-    def recorded(url):
-        count, path = sizes.get(_sizes_place(url), {}).get(shard_name(url)), local_path(url)
-        if count is None and path is None:
+    def recorded(url: str) -> int | None:
+        count, path = sizes.get(_sizes_place(url) or "", {}).get(shard_name(url)), local_path(url)
+        if count is not None:
+            return count
+        if path is None:
             return samples_per_shard
-        if count is None:
-            count = _img2dataset_count(path)
+        count = _img2dataset_count(path)
         return cache.count(path) if count is None else count
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -187,7 +162,7 @@ def _read_sizes(place: str) -> dict[str, int]:
         return {}
     try:
         return {name: _as_count(count) for name, count in json.loads(text).items()}
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         if local_path(place) is None:  # a server's page that says 'not found'
             return {}
         raise UserError(
@@ -199,45 +174,11 @@ def _img2dataset_count(path: str) -> int | None:
     try:
         stats = json.loads(Path(path.removesuffix(".tar") + "_stats.json").read_text())
         return _as_count(stats["successes"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _as_count(value) -> int:
+def _as_count(value: Any) -> int:
     if not str(value).isdecimal() or int(value) > MOST_SAMPLES:
         raise ValueError(f"{value!r} is no number of samples")
     return int(value)
-
-
-def _scan(urls: list[str], progress: bool) -> dict[str, Scanned]:
-    with ThreadPoolExecutor(THREADS) as pool:
-        scans = pool.map(scan_shard, map(local_path, urls))
-        return dict(zip(urls, _shown(scans, len(urls)) if progress else scans, strict=True))
-
-
-def _shown(scans: Iterable[Scanned], total: int) -> Iterator[Scanned]:
-    """A bar on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm(scans, "counting samples", total, unit=" shards")
-        return
-    last = time.monotonic()
-    for done, scanned in enumerate(scans, 1):
-        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"counting samples: {done:,} of {total:,} shards", file=sys.stderr, flush=True)
-        yield scanned
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Scan shards before a run; returns the exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(description="Count the samples of shards before a run, and cache the counts.")
-    parser.add_argument("train_data", help="as for --train-data: folder/{00000..00331}.tar, joined by ::")
-    parser.add_argument("--logs", help="the run's log folder, where the counts go if the data folder is read-only")
-    args = parser.parse_args(argv)
-    try:
-        manifest = read_manifest(args.train_data, cache_dir=args.logs, progress=True)
-    except UserError as error:
-        print(f"shard_sizes: error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(manifest.urls):,} shards, {manifest.num_samples:,} samples")
-    return 0

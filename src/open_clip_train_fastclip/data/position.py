@@ -4,14 +4,53 @@ On the same ranks, workers and batch size every worker goes on in its stream exa
 rest of the epoch is dealt out anew: the samples that no rank has seen in it.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from webdataset.utils import pytorch_worker_info
 
-from .seen_samples import SeenSamples
+BLOCK = 1 << 16  # samples that are stored together
+IntArray = npt.NDArray[np.int64]
+SavedPosition = Mapping[str, Tensor]  # what DataPosition.tensors() gave
+
+
+class SeenSamples:
+    """A set of numbers below num_samples. A block takes a byte a sample of memory, 8 KiB in a file, or nothing."""
+
+    def __init__(self, num_samples: int, saved: Iterable[SavedPosition] = ()):
+        """saved: what tensors() of other sets gave, which are joined here."""
+        num_blocks = -(-num_samples // BLOCK)
+        self.num_samples = num_samples
+        self._blocks = np.zeros((num_blocks, BLOCK), bool)  # pages that nobody wrote to take no memory
+        self._samples = self._blocks.reshape(-1)
+        self._touched = np.zeros(num_blocks, bool)
+        for tensors in saved:
+            blocks = tensors["seen_blocks"].numpy()
+            self._blocks[blocks] |= np.unpackbits(tensors["seen_bits"].numpy(), axis=1).view(bool)
+            self._touched[blocks] = True
+
+    def __len__(self) -> int:
+        return int(self._samples.sum())
+
+    def add(self, ids: IntArray) -> None:
+        """Add ids [b] int64; a few microseconds."""
+        self._samples[ids] = True
+        self._touched[ids // BLOCK] = True
+
+    def missing(self, ids: range) -> IntArray:
+        """Those of consecutive ids that are not in the set, counted from the first of them."""
+        return np.flatnonzero(~self._samples[ids.start : ids.stop])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The set as bits, in blocks; a copy."""
+        blocks = np.flatnonzero(self._touched)
+        bits = np.packbits(self._blocks[blocks], axis=1)
+        return {"seen_blocks": torch.from_numpy(blocks), "seen_bits": torch.from_numpy(bits)}
 
 
 @dataclass
@@ -24,7 +63,7 @@ class WorkerPosition:
 
 
 class Source(Protocol):
-    """What delivers the samples of one rank: sample_stream.SampleStream or table_rows.RowOrder."""
+    """What delivers the samples of one rank: stream.SampleStream or rows.RowOrder."""
 
     in_order: bool  # an epoch goes through all samples, instead of drawing shards by chance
     partial_epoch: bool  # an epoch ends when no whole batch is left, instead of filling the last one
@@ -61,7 +100,7 @@ class DataPosition:
         if epoch != self.epoch:
             self._begin(epoch)
 
-    def record(self, ids: Tensor, positions) -> None:
+    def record(self, ids: Tensor, positions: Any) -> None:
         """Count a batch that was handed to the loop: its ids [b] and its worker's position (empty for rows)."""
         self.seen.add(ids.numpy())
         if len(positions):
@@ -86,12 +125,12 @@ class DataPosition:
             **self.seen.tensors(),
         }
 
-    def put(self, epoch: int, batches: int, saved: dict[str, Tensor]) -> None:
+    def put(self, epoch: int, batches: int, saved: SavedPosition) -> None:
         """Stand where the same rank stood when it saved `saved`."""
         self._begin(epoch)
         self.batches, self.samples, self.start = batches, int(saved["samples"]), int(saved["start"])
         self.seen = SeenSamples(self.num_samples, [saved])
-        finished = saved["finished"].split(saved["num_finished"].tolist())
+        finished = torch.split(saved["finished"], saved["num_finished"].tolist())
         self.workers = [
             WorkerPosition(number, ordinal, shards.tolist())
             for (number, ordinal), shards in zip(saved["workers"].tolist(), finished, strict=True)
@@ -99,11 +138,11 @@ class DataPosition:
 
 
 def resume_position(
-    dataloader,
+    dataloader: Any,
     position: DataPosition,
     epoch: int,
     batches: int,
-    saved: list[dict[str, Tensor]],
+    saved: Sequence[SavedPosition],
     same_layout: bool,
     accum_freq: int = 1,
     epoch_is_done: bool = False,
@@ -122,7 +161,7 @@ def resume_position(
         return batches
     seen = SeenSamples(position.num_samples, saved)
     samples = sum(int(tensors["samples"]) for tensors in saved)
-    num_batches = dataloader.num_batches
+    num_batches: int = dataloader.num_batches
     global_batch_size = position.batch_size * world_size
     rest = 0 if epoch_is_done else _rest_of_epoch(position, num_batches, global_batch_size, seen, samples)
     first = max(0, num_batches - rest)

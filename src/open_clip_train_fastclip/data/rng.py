@@ -1,14 +1,17 @@
-"""Seeds by epoch and by sample, so that a resumed run draws the same order and augmentations as an undisturbed one.
+"""Seeds by epoch and by sample, and the state of this process's random generators.
 
-OpenCLIP seeds once, at the start of the process, and its shuffle of samples not at all.
+OpenCLIP seeds once, at the start of the process, and its shuffle of samples not at all. Here order and augmentations
+depend on seed, epoch, rank and place alone, so that a resumed run draws what an undisturbed one would have drawn.
 """
 
 import random
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
-from webdataset.utils import pytorch_worker_info
+from torch import Tensor
 
 
 def derived(*parts: int) -> int:
@@ -32,7 +35,7 @@ def seed_augmentation(*parts: int) -> None:
     random.seed(value)
 
 
-def seeded_iterator(dataloader, seed: int, epoch: int, rank: int):
+def seeded_iterator(dataloader: Iterable[Any], seed: int, epoch: int, rank: int) -> Iterator[Any]:
     """iter(dataloader) with an order, and with generators afterwards, that depend on the arguments alone.
 
     The generators are seeded twice, since making the iterator draws from them, and with persistent workers only the
@@ -47,7 +50,7 @@ def seeded_iterator(dataloader, seed: int, epoch: int, rank: int):
     yield from batches
 
 
-def _undisturbing(batches):
+def _undisturbing(batches: Iterator[Any]) -> Iterator[Any]:
     """The batches that are not None; making one, without workers, leaves the generators as the model's draws did."""
     while True:
         torch_state, numpy_state, state = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -60,26 +63,30 @@ def _undisturbing(batches):
         yield batch
 
 
-def seed_sample_order(dataloader, seed: int, shared_epoch) -> None:
-    """Seed the draws of shards and the sample shuffle of OpenCLIP's webdataset loader, in place.
+def rng_state() -> dict[str, Tensor]:
+    """States of torch's generators (CPU and, where it is in use, the current GPU), numpy's and random's, as tensors."""
+    numpy_state: Any = np.random.get_state()
+    _, words, position, has_gauss, gauss = numpy_state
+    _, numbers, normal = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*words.tolist(), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([gauss], dtype=torch.float64),
+        "random": torch.tensor(numbers, dtype=torch.int64),
+        "random_gauss": torch.tensor([] if normal is None else [normal], dtype=torch.float64),
+    }
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
-    shared_epoch: OpenCLIP's counter, which its workers see. Call it before the loader is iterated.
-    """
-    stages = dataloader.pipeline[0].dataset.pipeline
-    names = [getattr(getattr(stage, "f", None), "__name__", "") for stage in stages]
-    number = names.index("_shuffle")
-    shuffle = stages[number]
-    if hasattr(stages[0], "worker_seed"):  # resampled shards: OpenCLIP adds the epoch to this seed
 
-        def worker_seed():
-            rank, _, worker, _ = pytorch_worker_info()
-            return derived(seed, rank, worker)
-
-        stages[0].worker_seed = worker_seed
-
-    def shuffled(samples):
-        rank, _, worker, _ = pytorch_worker_info()
-        rng = random.Random(derived(seed, shared_epoch.get_value(), rank, worker))
-        return shuffle.f(samples, *shuffle.args, **shuffle.kw, rng=rng)
-
-    stages[number] = shuffled
+def set_rng_state(states: dict[str, Tensor]) -> None:
+    """Put back what rng_state() gave; a GPU's state is left out where there is none."""
+    torch.set_rng_state(states["torch"])
+    *words, position, has_gauss = states["numpy"].tolist()
+    numpy_words = np.array(words, dtype=np.uint32)
+    np.random.set_state(("MT19937", numpy_words, position, has_gauss, states["numpy_gauss"].item()))
+    normal = states["random_gauss"].tolist()
+    random.setstate((3, tuple(states["random"].tolist()), normal[0] if normal else None))
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -6,11 +6,11 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlparse
 
-import torch.distributed as dist
 from webdataset.gopen import gopen_schemes, rewrite_url
 from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
+from ..ranks import rank_share
 
 THREADS = 16  # a network file system is slow to answer, but answers many at once
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # first bytes of gzip, bzip2 and xz, which the loader unpacks
@@ -18,7 +18,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # first bytes of gzip, bzip
 
 def local_path(url: str) -> str | None:
     """The path of a shard that the loader opens as a file; None for one that it fetches."""
-    url = rewrite_url(url)
+    url = str(rewrite_url(url))
     parts = urlparse(url)
     return {"": url, "file": parts.path}.get(parts.scheme)
 
@@ -32,19 +32,14 @@ def shard_name(url: str) -> str:
     return names[-1] if names else os.path.basename(url)
 
 
-def rank_share(items: list) -> list:
-    """This rank's part of work that the ranks split; all of it without a process group."""
-    return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
-
-
 def check_shards(data: str, flag: str = "--train-data") -> list[str]:
     """The shards that OpenCLIP makes of a flag's value (`{00000..00331}.tar`, `::`), in order, repetitions included.
 
     Local ones are opened: each must begin and end as a tar file does. The ranks split this work, so call it through
-    errors.agree. Raises UserError that names the shard and the cure.
+    ranks.agree. Raises UserError that names the shard and the cure.
     """
     try:
-        urls = expand_urls(data)
+        urls: list[str] = expand_urls(data)
     except (ValueError, AssertionError) as error:
         raise UserError(
             f"{flag} {data} cannot be expanded ({error}): write it as folder/{{00000..00331}}.tar"

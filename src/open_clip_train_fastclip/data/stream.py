@@ -9,19 +9,30 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, repeat
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from webdataset.utils import pytorch_worker_info
 
 from ..errors import UserError
 from .manifest import ShardManifest
-from .position import WorkerPosition
+from .position import IntArray, SeenSamples, WorkerPosition
 from .rng import derived, seed_augmentation
-from .seen_samples import SeenSamples
 
+MAX_CAPTION_BYTES = 16 << 10  # a tokenizer may take hours over one word of a megabyte
 ID, ORDINAL = "__id__", "__ordinal__"  # webdataset leaves entries alone that begin with __
 PLACE = "__place__"  # of the sample's shard in the pass
-Slice = list[tuple[str, np.ndarray]]  # shards and the ordinals in them
+Sample = dict[str, Any]
+Slice = list[tuple[str, npt.NDArray[np.int32]]]  # shards and the ordinals in them
+
+
+class SharedEpoch(Protocol):
+    """The loader's counter of epochs, which its workers see."""
+
+    def get_value(self) -> int: ...
+
+    def set_value(self, epoch: int) -> None: ...
 
 
 @dataclass
@@ -35,7 +46,7 @@ class Pass:
     slice: Slice | None = None  # what to read instead of the shards
     ordinal: int = 0  # of the next sample to leave the shuffle
     read: dict[int, int] = field(default_factory=dict)  # place of a shard that was read to its end: samples
-    left: Counter = field(default_factory=Counter)  # place: samples that have left the shuffle
+    left: Counter[int] = field(default_factory=Counter)  # place: samples that have left the shuffle
     finished: list[tuple[int, int, int]] = field(default_factory=list)  # (last ordinal, place, samples), to be reported
 
     def check_finished(self, place: int) -> None:
@@ -44,7 +55,7 @@ class Pass:
             self.finished.append((self.ordinal - 1, place, self.read.pop(place)))
             del self.left[place]
 
-    def position(self, ordinal: int) -> np.ndarray:
+    def position(self, ordinal: int) -> IntArray:
         """[number, ordinal, (place, samples) of shards that were finished before `ordinal` and not reported yet]."""
         ready = [shard[1:] for shard in self.finished if shard[0] < ordinal]
         self.finished = [shard for shard in self.finished if shard[0] >= ordinal]
@@ -72,21 +83,26 @@ class SampleStream:
 
     def __init__(
         self,
-        shard_stages: list,
-        read_shard: Callable[[dict], Iterator[dict]],
-        batch: Callable,
+        shard_stages: list[Any],
+        read_shard: Callable[[Sample], Iterator[Sample]],
+        batch: Any,
         manifest: ShardManifest | None,
         seed: int,
-        shared_epoch,
+        shared_epoch: SharedEpoch,
         num_workers: int,
     ):
         self.shard_stages, self.read_shard, self.batch, self.manifest = shard_stages, read_shard, batch, manifest
         self.seed, self.shared_epoch, self.num_workers = seed, shared_epoch, max(1, num_workers)
         self.in_order = not hasattr(shard_stages[0], "worker_seed")
         self.resumed: Resumed | None = None
-        self.epoch: int | None = None
-        self.now: Pass | None = None
-        self.carried: list = []  # samples of a slice that filled no batch yet
+        self.epoch = -1
+        self.now = Pass(0)
+        self.carried: list[Any] = []  # samples of a slice that filled no batch yet
+
+    @property
+    def _known_shards(self) -> ShardManifest:
+        assert self.manifest is not None  # slices are of positions in shards
+        return self.manifest
 
     def _begin_pass(self) -> None:
         epoch, worker = self.shared_epoch.get_value(), pytorch_worker_info()[2]
@@ -105,7 +121,7 @@ class SampleStream:
             self.now.number, self.now.skip = position.number, position.ordinal
             self.now.through = dict(zip(position.finished[::2], position.finished[1::2], strict=True))
 
-    def read(self, shards: Iterable[dict]) -> Iterator[dict]:
+    def read(self, shards: Iterable[Sample]) -> Iterator[Sample]:
         """The samples of a pass, in the order of the shards."""
         now = self.now
         if now.slice is not None:
@@ -123,12 +139,12 @@ class SampleStream:
             now.read[place] = count
             now.check_finished(place)
 
-    def _read_slice(self, part: Slice) -> Iterator[dict]:
+    def _read_slice(self, part: Slice) -> Iterator[Sample]:
         for url, ordinals in part:
-            wanted = set((ordinals + self.manifest.offsets[url]).tolist())
+            wanted = set((ordinals + self._known_shards.offsets[url]).tolist())
             yield from (sample for sample in self.read_shard({"url": url}) if sample[ID] in wanted)
 
-    def leave_shuffle(self, samples: Iterable[dict]) -> Iterator[dict]:
+    def leave_shuffle(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Number the samples, drop those that left before, and seed what the decoding of each draws from."""
         now = self.now
         rank, _, worker, _ = pytorch_worker_info()
@@ -145,14 +161,14 @@ class SampleStream:
                 seed_augmentation(self.seed, self.epoch, rank, worker, now.number, ordinal)
                 yield sample
 
-    def batches(self, samples: Iterable[tuple]) -> Iterator[tuple | None]:
+    def batches(self, samples: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...] | None]:
         """(images, texts, ids [b], position) of one pass; None for each batch that was trained before."""
         self._begin_pass()
         now = self.now
         yield from repeat(None, now.placeholders)
         waiting, used, made = [], 0, 0
 
-        def counted():
+        def counted() -> Iterator[tuple[Any, ...]]:
             nonlocal used
             for sample in chain(self.carried, samples):
                 used += 1
@@ -172,13 +188,13 @@ class SampleStream:
             )
 
     def go_on(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
-        """See data_position.Source."""
+        """See position.Source."""
         self.resumed = Resumed(epoch, batches, workers=workers)
         if start:
             self._draw_anew(epoch, start)
 
     def go_on_with_rest(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
-        """See data_position.Source."""
+        """See position.Source."""
         if not self.in_order:
             self.resumed = Resumed(epoch, first)
             self._draw_anew(epoch, first)
@@ -194,7 +210,7 @@ class SampleStream:
         """Give the draws of shards by chance in `epoch` another seed: those from its beginning have been used."""
         shards, stock_seed = self.shard_stages[0], self.shard_stages[0].worker_seed
 
-        def worker_seed():
+        def worker_seed() -> int:
             rank, _, worker, _ = pytorch_worker_info()
             return derived(self.seed, rank, worker, start) if self.shared_epoch.get_value() == epoch else stock_seed()
 
@@ -222,7 +238,7 @@ class SampleStream:
         slices: list[Slice] = [[] for _ in bounds]
         passed = 0
         for url in self._order(epoch):
-            unseen = seen.missing(self.manifest.ids[url])
+            unseen = seen.missing(self._known_shards.ids[url])
             for part, (begin, end) in zip(slices, bounds, strict=True):
                 ordinals = unseen[max(0, begin - passed) : max(0, end - passed)]
                 if len(ordinals):

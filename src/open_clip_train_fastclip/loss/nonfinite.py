@@ -26,7 +26,7 @@ class NonfiniteGuard:
         self.in_a_row = 0
         on_gpu = loss.usable.is_cuda
         self._usable = torch.ones((), dtype=torch.bool, pin_memory=on_gpu)
-        self._arrived = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]  # torch's
+        self._arrived = torch.cuda.Event() if on_gpu else None
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._statistics = [buffer for module in norms for buffer in module.buffers(recurse=False)]
         self._good_statistics = [buffer.clone() for buffer in self._statistics]

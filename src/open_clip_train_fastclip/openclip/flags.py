@@ -1,126 +1,184 @@
-"""FastCLIP's flags, as tables: what they are called, what they take, what --help says about them."""
+"""FastCLIP's flags, as a table: what they are called, what they take, what --help and docs/flags.md say about them.
 
-from ..loss.config import LOSSES
+Defaults are taken from where they are used, so each is written once.
+"""
 
-# Field of FastCLIPConfig: the flag that sets it.
-CONFIG_FLAGS = {
-    "gamma": "--fastclip-gamma",
-    "gamma_schedule": "--fastclip-gamma-schedule",
-    "gamma_decay_epochs": "--fastclip-gamma-decay-epochs",
-    "rho": "--fastclip-rho",
-    "eps": "--fastclip-eps",
-    "temperature": "--fastclip-temperature",
-    "tau_lr": "--fastclip-tau-lr",
-    "tau_lr_schedule": "--fastclip-tau-lr-schedule",
-    "gradients": "--fastclip-gradients",
-}
+from dataclasses import dataclass, field
+from typing import Any
 
-# Our flags with their options for argparse. A flag of CONFIG_FLAGS that is not given stays None.
-FLAGS = {
-    "--loss": {
-        "choices": ["clip", "siglip", *LOSSES],
-        "help": "clip and siglip: OpenCLIP's own losses, unchanged. sogclr, fastclip-v1: one constant temperature; "
-        "fastclip-v0, fastclip-v3: one learned temperature; isogclr, fastclip-v2: one learned temperature per sample. "
-        "Default: clip.",
-    },
-    "--fastclip-gamma": {
-        "type": float,
-        "help": "Smallest weight of the new estimate in the per-sample average u, in (0, 1]; 1: no memory. "
-        "Default: min(1, 4.177 * epochs^-0.7265), 0.3 at 37 epochs.",
-    },
-    "--fastclip-gamma-schedule": {
-        "choices": ["cosine", "constant"],
-        "help": "How gamma falls from 1 in the first epoch: along a cosine, or at once from the second epoch on. "
-        "Default: constant for sogclr and isogclr, else cosine.",
-    },
-    "--fastclip-gamma-decay-epochs": {
-        "type": int,
-        "help": "Epochs until the cosine of gamma reaches --fastclip-gamma. Default: half of --epochs.",
-    },
-    "--fastclip-rho": {
-        "type": float,
-        "help": "Margin of the robust losses, 0 or more: a larger rho gives a smaller temperature. Default: "
-        "6.5 (fastclip-v3) or 7.0 (fastclip-v2, isogclr) times ln(B-1)/ln(1023) for a global batch of B pairs, "
-        "at least 1.",
-    },
-    "--fastclip-eps": {"type": float, "help": "Added to u, in the unit of u, in (0, 1). Default: 1e-14."},
-    "--fastclip-temperature": {
-        "type": float,
-        "help": "Temperature tau at the start, in [0.01, 1] (the logit scale is 1/tau). With --loss clip: OpenCLIP's "
-        "own start. Default: 0.03 for fastclip-v2 and isogclr, else 0.07.",
-    },
-    "--fastclip-tau-lr": {
-        "type": float,
-        "help": "Learning rate of the temperature, per step; -1: --lr. Default: --lr / 5 for fastclip-v3, --lr for "
-        "fastclip-v0, 0.0133 for fastclip-v2 and isogclr.",
-    },
-    "--fastclip-tau-lr-schedule": {
-        "choices": ["cosine", "const", "step_thresh"],
-        "help": "cosine: warm-up and cosine like the model's rate; const; step_thresh: a third while tau <= 0.03. "
-        "Default: step_thresh for fastclip-v3, cosine for fastclip-v0, else const.",
-    },
-    "--fastclip-gradients": {
-        "choices": ["released", "paper"],
-        "help": "Gradients of the released code, which made the published numbers, or of the paper's formulas. "
-        "Default: released.",
-    },
-    "--fastclip-fresh-state": {
-        "action": "store_true",
-        "help": "With --resume FILE: take only the model's weights from it; optimizer and FastCLIP state start anew "
-        "at epoch 0. Default: off.",
-    },
-    "--save-every": {
-        "metavar": "INTERVAL",
-        "help": "Save inside an epoch as well, as checkpoints/epoch_E_step_I/: every so many steps or so much time, "
-        "such as 1000steps, 30min or 2h. Default: only before the run ends because of SIGUSR1 or SIGTERM.",
-    },
-    "--keep": {
-        "type": int,
-        "default": 2,
-        "help": "How many of the newest checkpoints/epoch_E_step_I/ stay. Default: 2.",
-    },
-    "--save-async": {
-        "action": "store_true",
-        "help": "Train on while what --save-every saves is written, from a copy in the CPU's memory. Default: off.",
-    },
-    "--sample-id": {
-        "choices": ["position", "json-key"],
-        "default": "position",
-        "help": "Number of a sample for FastCLIP: its position in the data, or the number under 'key' in its json. "
-        "Default: position.",
-    },
-    "--samples-per-shard": {
-        "type": int,
-        "help": "Most samples that a shard holds, for remote shards without sizes.json. Default: read from the data.",
-    },
-    "--data-size": {
-        "type": int,
-        "help": "Samples in the per-sample table, above the largest key: needed with --sample-id json-key, ignored "
-        "with position; -1: not given. Default: -1.",
-    },
-    "--lr-min": {
-        "type": float,
-        "default": 0.0,
-        "help": "Floor of the cosine of the learning rate, from 0 to --lr. Default: 0.",
-    },
-    "--stop-epochs": {
-        "type": int,
-        "help": "Stop when this many epochs are done; all schedules keep the horizon of --epochs; -1: do not stop "
-        "early. Default: -1.",
-    },
-    "--freeze-temperature": {
-        "action": "store_true",
-        "help": "With --loss clip: keep the temperature constant, at --temperature. Default: off.",
-    },
-    "--grad-compression": {
-        "choices": ["none", "bf16"],
-        "default": "none",
-        "help": "Compress the all-reduce of the parameters' gradients, for slow networks, with every loss: bf16 halves "
-        "the bytes. Default: none.",
-    },
-    "--dist-timeout": {
-        "type": float,
-        "default": 1800.0,
-        "help": "Seconds after which a rank that waits for another in training gives up with an error. Default: 1800.",
-    },
-}
+from ..loss import config
+from ..loss.config import CONSTANT_GAMMA, INDIVIDUAL_TAU, LOSSES, PUBLISHED_RHO, FastCLIPConfig
+from ..loss.temperature import STEP_THRESHOLD
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag. Its default, in words, is that of `options` unless it depends on others."""
+
+    name: str
+    meaning: str
+    options: dict[str, Any] = field(default_factory=dict)  # for argparse, without help
+    default: str = ""
+    sets: str = ""  # the field of FastCLIPConfig; a flag that is not given leaves it None
+
+    @property
+    def default_text(self) -> str:
+        """The default in words."""
+        value = self.options.get("default", "off")
+        return self.default or (f"{value:g}" if isinstance(value, float) else str(value))
+
+    @property
+    def help(self) -> str:
+        """What --help says."""
+        return f"{self.meaning} Default: {self.default_text}."
+
+
+def _either(losses: tuple[str, ...]) -> str:
+    return " and ".join(losses)
+
+
+INDIVIDUAL = _either(INDIVIDUAL_TAU)
+
+FLAGS = (
+    Flag(
+        "--loss",
+        "clip and siglip: OpenCLIP's own losses, unchanged. sogclr, fastclip-v1: one constant temperature; "
+        "fastclip-v0, fastclip-v3: one learned temperature; isogclr, fastclip-v2: one learned temperature per sample.",
+        {"choices": ["clip", "siglip", *LOSSES]},
+        default="clip",
+    ),
+    Flag(
+        "--fastclip-gamma",
+        "Smallest weight of the new estimate in the per-sample average u, in (0, 1]; 1: no memory.",
+        {"type": float},
+        default=f"min(1, {config.GAMMA_FACTOR} * epochs^{config.GAMMA_POWER}), "
+        f"{config.default_gamma(37):.2g} at 37 epochs",
+        sets="gamma",
+    ),
+    Flag(
+        "--fastclip-gamma-schedule",
+        "How gamma falls from 1 in the first epoch: along a cosine, or at once from the second epoch on.",
+        {"choices": ["cosine", "constant"]},
+        default=f"constant for {_either(CONSTANT_GAMMA)}, else cosine",
+        sets="gamma_schedule",
+    ),
+    Flag(
+        "--fastclip-gamma-decay-epochs",
+        "Epochs until the cosine of gamma reaches --fastclip-gamma.",
+        {"type": int},
+        default="half of --epochs",
+        sets="gamma_decay_epochs",
+    ),
+    Flag(
+        "--fastclip-rho",
+        "Margin of the robust losses, 0 or more: a larger rho gives a smaller temperature.",
+        {"type": float},
+        default=", ".join(f"{rho} ({loss})" for loss, rho in PUBLISHED_RHO.items())
+        + f", times ln(B-1)/ln({config.PUBLISHED_BATCH - 1}) for a global batch of B pairs, at least "
+        f"{config.LEAST_DEFAULT_RHO:g}",
+        sets="rho",
+    ),
+    Flag(
+        "--fastclip-eps",
+        "Added to u, in the unit of u, in (0, 1).",
+        {"type": float},
+        default=f"{FastCLIPConfig.eps:g}",
+        sets="eps",
+    ),
+    Flag(
+        "--fastclip-temperature",
+        f"Temperature tau at the start, in [{config.TAU_MIN:g}, {config.TAU_MAX:g}] (the logit scale is 1/tau). With "
+        "--loss clip: OpenCLIP's own start.",
+        {"type": float},
+        default=f"{config.INDIVIDUAL_TEMPERATURE} for {INDIVIDUAL}, else {config.TEMPERATURE}",
+        sets="temperature",
+    ),
+    Flag(
+        "--fastclip-tau-lr",
+        "Learning rate of the temperature, per step; -1: --lr.",
+        {"type": float},
+        default=f"--lr / {config.V3_TAU_LR_DIVISOR} for fastclip-v3, --lr for fastclip-v0, "
+        f"{config.INDIVIDUAL_TAU_LR} for {INDIVIDUAL}",
+        sets="tau_lr",
+    ),
+    Flag(
+        "--fastclip-tau-lr-schedule",
+        f"cosine: warm-up and cosine like the model's rate; const; step_thresh: a third while tau <= {STEP_THRESHOLD}.",
+        {"choices": ["cosine", "const", "step_thresh"]},
+        default="step_thresh for fastclip-v3, cosine for fastclip-v0, else const",
+        sets="tau_lr_schedule",
+    ),
+    Flag(
+        "--fastclip-gradients",
+        "Gradients of the released code, which made the published numbers, or of the paper's formulas.",
+        {"choices": ["released", "paper"]},
+        default=FastCLIPConfig.gradients,
+        sets="gradients",
+    ),
+    Flag(
+        "--fastclip-fresh-state",
+        "With --resume FILE: take only the model's weights from it; the rest starts anew at epoch 0.",
+        {"action": "store_true"},
+    ),
+    Flag(
+        "--save-every",
+        "Save inside an epoch as well, as checkpoints/epoch_E_step_I/: every so many steps or so much time, such as "
+        "1000steps, 30min or 2h. With --loss clip and siglip this also seeds the data.",
+        {"metavar": "INTERVAL"},
+        default="only before a FastCLIP run ends because of SIGUSR1 or SIGTERM",
+    ),
+    Flag("--keep", "How many of the newest checkpoints/epoch_E_step_I/ stay.", {"type": int, "default": 2}),
+    Flag(
+        "--save-async",
+        "Train on while what --save-every saves is written, from a copy in the CPU's memory.",
+        {"action": "store_true"},
+    ),
+    Flag(
+        "--sample-id",
+        "Number of a sample for FastCLIP: its position in the data, or the number under 'key' in its json.",
+        {"choices": ["position", "json-key"], "default": "position"},
+    ),
+    Flag(
+        "--samples-per-shard",
+        "Most samples that a shard holds, for remote shards without sizes.json.",
+        {"type": int},
+        default="read from the data",
+    ),
+    Flag(
+        "--data-size",
+        "Samples in the per-sample table, above the largest key: needed with --sample-id json-key, ignored with "
+        "position; -1: not given.",
+        {"type": int},
+        default="-1",
+    ),
+    Flag(
+        "--lr-min",
+        "Floor of the cosine of the learning rate, from 0 to --lr.",
+        {"type": float, "default": FastCLIPConfig.lr_min},
+    ),
+    Flag(
+        "--stop-epochs",
+        "Stop when this many epochs are done; all schedules keep the horizon of --epochs; resume to go on; -1: do not "
+        "stop early.",
+        {"type": int},
+        default="-1",
+    ),
+    Flag(
+        "--freeze-temperature",
+        "With --loss clip: keep the temperature constant, at --temperature.",
+        {"action": "store_true"},
+    ),
+    Flag(
+        "--grad-compression",
+        "Compress the all-reduce of the parameters' gradients, for slow networks, with every loss: bf16 halves the "
+        "bytes.",
+        {"choices": ["none", "bf16"], "default": "none"},
+    ),
+    Flag(
+        "--dist-timeout",
+        "Seconds after which a rank that waits for another in training gives up with an error.",
+        {"type": float, "default": 1800.0},
+    ),
+)
+
+CONFIG_FLAGS = {flag.sets: flag.name for flag in FLAGS if flag.sets}  # field of FastCLIPConfig: the flag that sets it

@@ -1,28 +1,41 @@
 """The patches that make the installed OpenCLIP run FastCLIP: where each name is looked up, and why that is enough.
 
-This is the only file that assigns into open_clip_train. Every replacement is a method of run.Run that gets the
+This is the only file that assigns into open_clip_train. Every replacement is a method of hooks.Run that gets the
 original as its first argument. A patch is applied only if the flags ask for it: `--loss clip` keeps OpenCLIP's own
 loop, loss, model and schedules, and differs in saving atomically, in its checks and in DDP on a CPU; with --save-every
 also in the seeds of its data. All seams are checked before anything runs.
 """
 
+import argparse
 import builtins
 import functools
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 from ..errors import UserError
 from .checks import has_evaluation_data, is_fastclip, is_resumable
 from .settings import MergedParser
 
 
-def _always(args) -> bool:
+def _always(args: argparse.Namespace) -> bool:
     return True
+
+
+class View:
+    """A module with some of its names replaced, for one caller only; everything else passes through."""
+
+    def __init__(self, module: Any, **replaced: Any):
+        self._module = module
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Patch:
     name: str
     parameters: tuple[str, ...]  # what the original must take; empty for a module
     why: str  # why binding the name there is enough
-    when: Callable = _always
+    when: Callable[[argparse.Namespace], Any] = _always
     method: str = ""  # of Run; empty: the same name
     used_by: str = ""  # for a builtin, which the module does not hold itself: its function that looks it up
 
@@ -64,7 +77,7 @@ PATCHES = (
     Patch(MAIN, "const_lr", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
           lambda args: args.full_epochs != args.epochs),
     Patch(MAIN, "const_lr_cooldown", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
-          lambda args: args.full_epochs != args.epochs),
+          lambda args: args.full_epochs != args.epochs, method="const_lr"),
     Patch(MAIN, "create_loss", ("args",), f"{IN_MAIN}, once, after a resume's checkpoint was loaded",
           lambda args: is_fastclip(args) or args.profile),
     Patch(MAIN, "evaluate", ("model", "data", "epoch", "args"), IN_MAIN,
@@ -79,8 +92,9 @@ PATCHES = (
 )  # fmt: skip
 
 
-# Called, not replaced, by sample_ids.py and shard_sizes.py, which group the files of a tar as OpenCLIP does.
+# Called, not replaced: by pipeline.py, which groups the files of a tar as OpenCLIP does, and by checkpoints.py.
 USED = (
+    Patch(MAIN, "natural_key", ("string_",), ""),
     Patch("open_clip_train.data", "tarfile_to_samples_nothrow", ("src", "handler"), ""),
     Patch("open_clip_train.data", "group_by_keys_nothrow", ("data",), ""),
 )
@@ -96,15 +110,14 @@ def check_seams() -> None:
             original = None
         if original is None or not set(patch.parameters) <= set(taken):
             version = importlib.metadata.version("open_clip_torch")
-            error = UserError(
+            raise UserError(
                 f"open_clip_torch {version} has no {patch.module}.{patch.name}({', '.join(patch.parameters)}) as this "
-                "package needs it: install 'open_clip_torch[training]>=3.3,<4'"
+                "package needs it: install 'open_clip_torch[training]>=3.3,<4'",
+                on_all_ranks=True,
             )
-            error.on_all_ranks = True
-            raise error
 
 
-def _original(patch: Patch):
+def _original(patch: Patch) -> Any:
     """What the patched name stands for. Raises ImportError or AttributeError if OpenCLIP has it no more."""
     module = importlib.import_module(patch.module)
     if not patch.used_by:
@@ -118,14 +131,14 @@ _active = False  # the marker against applying twice
 
 
 @contextmanager
-def applied(run):
+def applied(run: Any) -> Iterator[None]:
     """Apply the patches around a call of OpenCLIP's main() and take them back afterwards.
 
     `run` has a method for each patched name. The patches beyond the parser are applied once the flags are known.
     """
-    originals = []
+    originals: list[tuple[Any, Patch, Any]] = []
 
-    def bind(patch: Patch, replacement=None) -> None:
+    def bind(patch: Patch, replacement: Any = None) -> None:
         module, original = importlib.import_module(patch.module), _original(patch)
         replacement = replacement or functools.partial(getattr(run, patch.replacement), original)
         if not patch.parameters:
@@ -133,8 +146,8 @@ def applied(run):
         originals.append((module, patch, original))
         setattr(module, patch.name, replacement)
 
-    def parse_args(argv):
-        args = run.parse_args(stock_parse_args, argv)
+    def parse_args(argv: list[str]) -> argparse.Namespace:
+        args: argparse.Namespace = run.parse_args(stock_parse_args, argv)
         for patch in PATCHES:
             if patch.when(args):
                 bind(patch)

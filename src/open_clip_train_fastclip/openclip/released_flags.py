@@ -4,6 +4,8 @@ The published commands run with only the script's name changed.
 """
 
 from ..errors import UserError
+from ..training.profiling import FOLDER, STEPS, TRACED
+from .flags import Flag
 
 # Our flag: the same flag in the released code.
 SPELLINGS = {
@@ -32,6 +34,7 @@ DEFAULTS = {
     "tau_lr_schedule": "cosine",
 }
 
+DEFAULT_SCHEME = "global_learnable"
 # --temperature_scheme: the losses it can stand for.
 SCHEMES = {
     "global_learnable": {"plain": "fastclip-v0", "multiply_tau": "fastclip-v3"},
@@ -41,35 +44,41 @@ SCHEMES = {
 
 OPTIMIZERS = {"adamw": "adamw", "lamb": "timm/lamb"}  # --optimizer: the same in --opt
 
-# The released flags without a counterpart, with their options for argparse.
-FLAGS = {
-    "--fastclip": {
-        "action": "store_true",
-        "dest": "released",
-        "help": "Take the loss from --temperature_scheme, --multiply_tau and --gamma_schedule as the released code "
-        "does, and its defaults: gamma 0.8 (cosine, 10 epochs), rho 8.0, tau_lr = --lr with a cosine, temperature "
-        "0.07, eps 1e-14. Default: off.",
-    },
-    "--temperature_scheme": {
-        "choices": list(SCHEMES),
-        "help": "With --fastclip. global_learnable: fastclip-v0, with --multiply_tau fastclip-v3; global_constant: "
-        "fastclip-v1; individual_learnable: fastclip-v2; the last two with --gamma_schedule constant: sogclr, isogclr. "
-        "Default: global_learnable.",
-    },
-    "--multiply_tau": {
-        "action": "store_true",
-        "help": "With --fastclip and global_learnable: the objective has the factor tau (fastclip-v3). Default: off.",
-    },
-    "--optimizer": {
-        "choices": list(OPTIMIZERS),
-        "help": "adamw is --opt adamw, lamb is --opt timm/lamb. Default: what --opt says.",
-    },
-    "--profile": {
-        "action": "store_true",
-        "help": "Trace 10 steps, after 12 of the first epoch, to profile/rank-NNNNN.json.gz in the run's folder, with "
-        "every loss; python -m benchmarks.step_time RUN shows where their time goes. Default: off.",
-    },
-}
+# The released flags without a counterpart.
+FLAGS = (
+    Flag(
+        "--fastclip",
+        "Take the loss from --temperature_scheme, --multiply_tau and --gamma_schedule as the released code does, and "
+        f"its defaults: gamma {DEFAULTS['gamma']} ({DEFAULTS['gamma_schedule']}, {DEFAULTS['gamma_decay_epochs']} "
+        f"epochs), rho {DEFAULTS['rho']}, tau_lr = --lr with a {DEFAULTS['tau_lr_schedule']}, temperature "
+        f"{DEFAULTS['temperature']}, eps {DEFAULTS['eps']}.",
+        {"action": "store_true", "dest": "released"},
+    ),
+    Flag(
+        "--temperature_scheme",
+        "With --fastclip. global_learnable: fastclip-v0, with --multiply_tau fastclip-v3; global_constant: "
+        "fastclip-v1; individual_learnable: fastclip-v2; the last two with --gamma_schedule constant: sogclr, isogclr.",
+        {"choices": list(SCHEMES)},
+        default=DEFAULT_SCHEME,
+    ),
+    Flag(
+        "--multiply_tau",
+        "With --fastclip and global_learnable: the objective has the factor tau (fastclip-v3).",
+        {"action": "store_true"},
+    ),
+    Flag(
+        "--optimizer",
+        "adamw is --opt adamw, lamb is --opt timm/lamb.",
+        {"choices": list(OPTIMIZERS)},
+        default="what --opt says",
+    ),
+    Flag(
+        "--profile",
+        f"Trace {TRACED} steps, after {STEPS - TRACED} of the first epoch, to {FOLDER}/rank-NNNNN.json.gz in the run's "
+        "folder, with every loss; python -m benchmarks.step_time RUN shows where their time goes.",
+        {"action": "store_true"},
+    ),
+)
 
 
 def loss_named_by(scheme: str | None, multiply_tau: bool, gamma_schedule: str | None) -> str:
@@ -77,7 +86,7 @@ def loss_named_by(scheme: str | None, multiply_tau: bool, gamma_schedule: str | 
 
     Raises UserError for --multiply_tau with a temperature that is not global and learned.
     """
-    scheme = scheme or "global_learnable"
+    scheme = scheme or DEFAULT_SCHEME
     losses = SCHEMES[scheme]
     if multiply_tau and "multiply_tau" not in losses:
         raise UserError(

@@ -1,17 +1,19 @@
 """The command line: FastCLIP's flags inside OpenCLIP's own parser, and what they resolve to.
 
-flags.py and released_flags.py are the tables of our flags and of the released code's; flag_checks.py refuses what
+flags.py and released_flags.py are the tables of our flags and of the released code's; checks.py refuses what
 contradicts itself.
 """
 
 import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import timm.optim
 from open_clip_train.params import get_default_params
 
 from ..errors import UserError
-from ..loss.config import CONSTANT_TAU, LOSSES, FastCLIPConfig, default_rho
-from . import flag_checks, released_flags
+from ..loss.config import CONSTANT_GAMMA, CONSTANT_TAU, LOSSES, FastCLIPConfig, default_rho
+from . import checks, released_flags
 from .flags import CONFIG_FLAGS, FLAGS
 
 
@@ -21,28 +23,24 @@ class MergedParser(argparse.ArgumentParser):
     Put in the place of argparse.ArgumentParser in open_clip_train.params, it gives one parser and one --help.
     """
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse like argparse, but raise UserError for what cannot be parsed."""
         group = self.add_argument_group("FastCLIP")
-        self._ours = set()
-        for flag, options in (FLAGS | released_flags.FLAGS).items():
-            spellings = [name for name in (flag, released_flags.SPELLINGS.get(flag)) if name]
+        self._ours: set[argparse.Action] = set()
+        for flag in (*FLAGS, *released_flags.FLAGS):
+            spellings = [name for name in (flag.name, released_flags.SPELLINGS.get(flag.name)) if name]
+            options = flag.options
             if "type" in options:
                 options = {"metavar": "N" if options["type"] is int else "X", **options}
-            self._ours.add(group.add_argument(*spellings, **options))
+            self._ours.add(group.add_argument(*spellings, help=flag.help, **options))
         return super().parse_args(args, namespace)
 
-    def _get_option_tuples(self, option_string):
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
         # An abbreviation that OpenCLIP understands keeps its meaning; ours come second.
         found = super()._get_option_tuples(option_string)
         return [match for match in found if match[0] not in self._ours] or found
 
-    def _get_values(self, action, arg_strings):
-        if action.nargs is None and arg_strings == ["--"]:  # of --flag=--, of which older Pythons make an empty list
-            raise argparse.ArgumentError(action, "expected one argument")
-        return super()._get_values(action, arg_strings)
-
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         # One line, printed once by main(), without the usage, which is a page long here.
         raise UserError(f"{message} (--help lists all flags)")
 
@@ -68,7 +66,7 @@ def resolve(args: argparse.Namespace) -> None:
         args.stop_epochs = None
     if args.data_size == -1:
         args.data_size = None
-    flag_checks.check(args)
+    checks.check_flags(args)
     if args.stop_epochs is not None:
         args.epochs = min(args.stop_epochs, args.epochs)
     if args.data_size is not None and args.sample_id == "position":
@@ -80,7 +78,7 @@ def resolve(args: argparse.Namespace) -> None:
         delattr(args, name)
 
 
-def _choose_loss(args, gamma_schedule):
+def _choose_loss(args: argparse.Namespace, gamma_schedule: str | None) -> str:
     loss = args.loss
     naming = {
         "--fastclip": args.released,
@@ -97,14 +95,14 @@ def _choose_loss(args, gamma_schedule):
         loss = named
     if args.siglip and loss not in (None, "siglip"):
         raise UserError(f"--siglip contradicts the loss {loss}: leave one of them out")
-    return "siglip" if args.siglip else loss or "clip"
+    return "siglip" if args.siglip else str(loss or "clip")
 
 
-def _choose_settings(args, given):
+def _choose_settings(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     """What holds for the chosen loss, of the given settings and of --fastclip's defaults."""
-    default_schedule = "constant" if args.loss in ("sogclr", "isogclr") else "cosine"
+    default_schedule = "constant" if args.loss in CONSTANT_GAMMA else "cosine"
     constant_gamma = given.get("gamma_schedule", default_schedule) == "constant"
-    unused = set()
+    unused: set[str] = set()
     if args.loss not in LOSSES:
         unused |= set(CONFIG_FLAGS)
     elif args.loss in CONSTANT_TAU:
@@ -126,13 +124,13 @@ def _choose_settings(args, given):
     return {field: value for field, value in settings.items() if field not in unused}
 
 
-def _spellings(field):
+def _spellings(field: str) -> str:
     """The flag of a field of FastCLIPConfig, with the released spelling if there is one."""
     flag = (CONFIG_FLAGS | {"adam_eps": "--eps"}).get(field, "--" + field.replace("_", "-"))
     return f"{flag} ({released_flags.SPELLINGS[flag]})" if flag in released_flags.SPELLINGS else flag
 
 
-def _choose_optimizer(args):
+def _choose_optimizer(args: argparse.Namespace) -> None:
     """Settle --opt; give a timm optimizer OpenCLIP's defaults of the model for what is empty, as adamw has them."""
     if args.optimizer:
         wanted = released_flags.OPTIMIZERS[args.optimizer]
@@ -146,7 +144,9 @@ def _choose_optimizer(args):
         raise UserError(f"--opt {args.opt} is unknown: write adamw, or timm/NAME such as timm/lamb")
     try:
         # timm takes lookahead_NAME too
-        info = timm.optim.get_optimizer_info(name.removeprefix("timm/").rpartition("_")[2])
+        info = timm.optim.get_optimizer_info(  # type: ignore[attr-defined]
+            name.removeprefix("timm/").rpartition("_")[2]
+        )
     except ValueError:
         raise UserError(f"--opt {args.opt} is unknown to timm: timm.optim.list_optimizers() names all") from None
     takes_pair = info.has_betas and info.num_betas == 2
@@ -164,7 +164,7 @@ def _choose_optimizer(args):
         args.fastclip_notes.append(f"--opt {args.opt} takes OpenCLIP's defaults for {args.model}: {values}")
 
 
-def _check_ranges(args):
+def _check_ranges(args: argparse.Namespace) -> None:
     try:
         config_from_args(args, num_samples=1, global_batch_size=args.batch_size)
     except UserError as error:
@@ -178,7 +178,7 @@ def config_from_args(
     num_samples: int,
     global_batch_size: int,
     total_steps: int | None = None,
-    stored: dict | None = None,
+    stored: dict[str, Any] | None = None,
 ) -> FastCLIPConfig:
     """The settings of a run whose flags went through resolve().
 
@@ -206,10 +206,10 @@ def config_from_args(
     )
 
 
-def _check_stored(stored: dict) -> None:
+def _check_stored(stored: dict[str, Any]) -> None:
     """Raise UserError for settings of a state that FastCLIPConfig.resolved() has not given."""
-    kinds = {field: type(value) for field, value in FastCLIPConfig("fastclip-v3", 1).resolved().items()}
+    defaults = FastCLIPConfig("fastclip-v3", 1).resolved()
     for field, value in stored.items():
-        is_number = type(value) in (int, float) and abs(value) < 2**53
-        if field not in kinds or (not is_number if kinds[field] in (int, float) else type(value) is not kinds[field]):
+        expected = (str,) if isinstance(defaults.get(field), str) else (int, float)
+        if field not in defaults or type(value) not in expected:
             raise UserError(f"{field!r} is {value!r} in the state of --resume: restore it from a copy")

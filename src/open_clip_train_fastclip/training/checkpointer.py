@@ -2,150 +2,120 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
-from torch import Tensor
-
-from ..checkpoint import mid_epoch as snapshot
-from ..checkpoint.folders import in_the_making, remove_leftover
-from ..checkpoint.table import StateCopy, copy_state
-from ..data.generators import generator_states
-from ..errors import UserError, agree_over, gather_objects
-from ..openclip.saving import Saver
-from .save_trigger import Moments, Progress, parse_interval
-from .signals import Stopped, StopSignals
+from ..checkpoint import mid_epoch
+from ..checkpoint.atomic import remove_leftover, unfinished
+from ..checkpoint.mid_epoch import Description, Part, PartEntries
+from ..checkpoint.retention import retire
+from ..checkpoint.table import StateCopy
+from ..errors import UserError
+from ..ranks import agree_over, gather_objects, is_first_rank
+from .progress import Progress
+from .save_trigger import SaveTrigger
+from .signals import Preempted
 
 
 @dataclass
 class _Save:
-    """A snapshot that is being written."""
+    """A checkpoint that is being written."""
 
     folder: Path
-    facts: dict
+    description: Description
     state: StateCopy | None
-    entries: Future  # of this rank
+    entries: "Future[PartEntries]"  # of this rank
 
 
-class SnapshotSaver:
+class AsyncCheckpointer:
     """Saves a run between two steps when it is time, and ends it there if it was asked to.
 
     A save copies this rank's part to the CPU, writes it in a thread and, when all ranks have done so, gives the folder
-    its name. With --save-async training goes on in the meantime, one save at a time. The ranks talk over gloo, so no
-    host waits for a device but to copy from it.
+    its name. In the background training goes on in the meantime, one save at a time. The ranks talk over the trigger's
+    gloo group, so no host waits for a device but to copy from it.
     """
 
-    def __init__(self, args, saver: Saver, signals: StopSignals, position, start: Progress):
-        """Collective. start: where the run begins; `model`, `optimizer` and `scaler` are set before the first step."""
-        self.args, self.saver, self.position = args, saver, position
-        self.model = self.optimizer = self.scaler = None
-        self.group = None
-        if dist.is_initialized():
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.dist_timeout))
-        interval = parse_interval(args.save_every) if args.save_every else None
-        self.moments = Moments(interval, signals, self.group, args.rank == 0, start.global_step)
+    def __init__(
+        self,
+        checkpoints: Path,
+        describe: Callable[[Progress], tuple[Description, Part]],
+        trigger: SaveTrigger,
+        *,
+        keep: int,
+        in_background: bool,
+    ):
+        """checkpoints: the folder of all. describe: what there is to save now, this rank's part copied to the CPU.
+
+        keep: how many of the newest stay. in_background: train on while --save-every writes.
+        """
+        self.checkpoints, self.describe, self.trigger = checkpoints, describe, trigger
+        self.keep, self.in_background = keep, in_background
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._running: _Save | None = None
-        self._removal: Future | None = None
+        self._removal: Future[None] | None = None
 
     def at_boundary(self, progress: Progress) -> None:
-        """Do what it is time for (collective). Raises Stopped on every rank if a signal has come to any."""
-        verdict = self.moments.look(progress, self._is_written())
-        if self._running is not None and verdict.written:
-            self._finish()
-        if verdict.stop:
+        """Do what it is time for (collective). Raises Preempted on every rank if a signal has come to any."""
+        decision = self.trigger.decide(progress, self._is_written())
+        if self._running is not None and decision.written:
+            self._finish(self._running)
+        if decision.stop:
             folder = self.save(progress)
-            raise Stopped(f"a signal asked this run to end: it is saved in {folder}, and --resume latest goes on")
-        if verdict.save and self._running is None:
-            self._begin(progress)
-            if not self.args.save_async:
-                self._finish()
-        self.moments.ask(self._is_written())
+            raise Preempted(f"a signal asked this run to end: it is saved in {folder}, and --resume latest goes on")
+        if decision.save and self._running is None:
+            save = self._begin(progress)
+            if not self.in_background:
+                self._finish(save)
+        self.trigger.ask(self._is_written())
 
     def save(self, progress: Progress) -> Path:
         """Save now and wait until the folder is complete (collective); the folder."""
         self.finish()
-        self._begin(progress)
-        return self._finish()
+        return self._finish(self._begin(progress))
 
     def finish(self) -> None:
         """Wait for a save that is being written (collective)."""
         if self._running is not None:
-            self._finish()
+            self._finish(self._running)
 
     def _is_written(self) -> bool:
         return self._running is not None and self._running.entries.done()
 
-    def _begin(self, progress: Progress) -> None:
+    def _begin(self, progress: Progress) -> _Save:
         """Copy, and begin to write."""
-        args = self.args
-        self.moments.saving(progress)
-        folder = snapshot.snapshot_dir(self.saver.folder, progress.epoch, progress.step)
+        self.trigger.saving(progress)
+        folder = mid_epoch.mid_epoch_dir(self.checkpoints, progress.epoch, progress.step)
         if self._removal is not None:
             self._removal.result()  # it may be of a folder of the same name
-        agree_over(self.group, remove_leftover, in_the_making(folder), args.rank == 0)
-        tensors = {"data": self.position.tensors(), "generator": generator_states()}
-        state = None
-        if self.saver.loss is not None:
-            state = copy_state(self.saver.loss, **self.saver.state_facts(progress.epoch))
-        checkpoint = self._checkpoint(progress.epoch) if args.rank == 0 else None
-        part = snapshot.Part(args.rank, args.world_size, tensors, state, checkpoint)
-        facts = {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "batches": progress.batches,
-            **snapshot.layout(progress.num_batches, args),
-            "seed": args.seed,
-            "loss": args.loss,
-            "data_hash": self.saver.data_hash,
-        }
-        self._running = _Save(folder, facts, state, self._thread.submit(snapshot.write_part, part, folder))
+        agree_over(self.trigger.group, remove_leftover, unfinished(folder))
+        description, part = self.describe(progress)
+        entries = self._thread.submit(mid_epoch.write_part, part, folder, description.layout.world_size)
+        self._running = _Save(folder, description, part.state, entries)
+        return self._running
 
-    def _checkpoint(self, epoch: int) -> dict:
-        """What OpenCLIP saves at an epoch's end, on the CPU."""
-        model = getattr(self.model, "_orig_mod", self.model)  # of --torchcompile, without its prefix
-        contents = {
-            "epoch": epoch,
-            "name": self.args.name,
-            "state_dict": model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        if self.scaler is not None:
-            contents["scaler"] = self.scaler.state_dict()
-        return self.saver.noted(_on_cpu(contents))
-
-    def _finish(self) -> Path:
+    def _finish(self, save: _Save) -> Path:
         """Wait until every rank has written its part, then let rank 0 complete the folder and remove old ones."""
-        save, self._running = self._running, None
+        self._running = None
+        group = self.trigger.group
         try:
-            entries = gather_objects(agree_over(self.group, save.entries.result), self.group)
-            agree_over(self.group, self._complete, save, entries)
+            entries = gather_objects(agree_over(group, save.entries.result), group)
+            agree_over(group, self._complete, save, entries)
         except UserError:
-            if self.args.rank == 0:
-                shutil.rmtree(in_the_making(save.folder), ignore_errors=True)
+            if is_first_rank():
+                shutil.rmtree(unfinished(save.folder), ignore_errors=True)
             raise
         return save.folder
 
-    def _complete(self, save: _Save, entries: list[dict]) -> None:
-        if self.args.rank == 0:
-            snapshot.complete(save.folder, save.facts, save.state, entries, self.saver.data_text)
+    def _complete(self, save: _Save, entries: list[PartEntries]) -> None:
+        if is_first_rank():
+            mid_epoch.complete(save.folder, save.description, save.state, entries)
             logging.info(f"saved in {save.folder}")
             # In the thread: removing many GB takes a parallel file system seconds.
-            self._removal = self._thread.submit(_remove, snapshot.retire(save.folder, self.args.keep))
+            self._removal = self._thread.submit(_remove, retire(save.folder, self.keep))
 
 
 def _remove(folders: list[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _on_cpu(value):
-    """A copy of nested dicts, lists and tuples, with their tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
-    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value

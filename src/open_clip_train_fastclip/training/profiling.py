@@ -3,13 +3,15 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from ..checkpoint.atomic import one_line
-from ..openclip.checks import logs_are_written
+from ..errors import one_line
+from ..ranks import is_first_rank
 
 IDLE, WARM_UP, TRACED = 10, 2, 10  # steps without the profiler, steps that it runs and forgets, steps that it keeps
 STEPS = IDLE + WARM_UP + TRACED
@@ -17,51 +19,62 @@ FOLDER = "profile"  # of a run's folder
 LOSS = "loss"  # name of the loss's calls in a trace
 
 
-def marked(loss: Callable) -> Callable:
+def marked(loss: Callable[..., Any]) -> Callable[..., Any]:
     """`loss`, its calls named LOSS in a trace: OpenCLIP's own losses show as nothing but their matrix products."""
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         with record_function(LOSS):
             return loss(*args, **kwargs)
 
     return call
 
 
-def profiled(batches: Iterable, args, num_steps: int, settle: Callable[[], None]) -> Iterator:
+@dataclass(frozen=True)
+class Trace:
+    """Where a rank's trace goes, and what it needs to know of the loop."""
+
+    run: str  # its name
+    folder: Path | None  # of the run; None if it keeps none
+    rank: int
+    accum_freq: int
+    on_gpu: bool
+
+
+def profiled(batches: Iterable[Any], trace: Trace, num_steps: int, settle: Callable[[], None]) -> Iterator[Any]:
     """Yield `batches` and write FOLDER/rank-NNNNN.json.gz once its steps are traced.
 
-    A step is args.accum_freq batches, from asking for the first to asking for the one after the last; num_steps: how
-    many there are; settle: waits for the collectives still under way, since one that a gloo thread ends after the
-    profiler has stopped writes into memory that is freed. Too few steps, or a run without a folder, get a warning
-    instead of a trace.
+    A step is accum_freq batches, from asking for the first to asking for the one after the last; num_steps: how many
+    there are; settle: waits for the collectives still under way, since one that a gloo thread ends after the profiler
+    has stopped writes into memory that is freed. Too few steps, or a run without a folder, get a warning instead of a
+    trace.
     """
     batches = iter(batches)
-    if num_steps >= STEPS and logs_are_written(args):
+    if num_steps >= STEPS and trace.folder is not None:
         activities = [ProfilerActivity.CPU]
-        if str(args.device).startswith("cuda"):
+        if trace.on_gpu:
             activities.append(ProfilerActivity.CUDA)
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the missing GPU would be logged as an error
         plan = schedule(wait=IDLE, warmup=WARM_UP, active=TRACED, repeat=1)
-        with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, args)) as profiler:
+        path = trace.folder / FOLDER / f"rank-{trace.rank:05d}.json.gz"
+        with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, path)) as profiler:
             for step in range(1, STEPS + 1):
-                yield from islice(batches, args.accum_freq)
+                yield from islice(batches, trace.accum_freq)
                 if step == STEPS:
                     settle()
                 profiler.step()
-    elif args.rank == 0:
-        why = f"traces steps {STEPS - TRACED + 1} to {STEPS} of an epoch, and those of {args.name} have {num_steps}"
+    elif trace.rank == 0:
+        why = f"traces steps {STEPS - TRACED + 1} to {STEPS} of an epoch, and those of {trace.run} have {num_steps}"
         if num_steps >= STEPS:
             why = "writes into the run's folder, and --logs none keeps none"
         logging.warning(f"--profile {why}: no trace is written")
     yield from batches
 
 
-def _write(profiler: profile, args) -> None:
+def _write(profiler: profile, path: Path) -> None:
     """Write the trace, unless the run ends in its midst; a disk that does not take it gets a warning."""
     if profiler.step_num < STEPS:
         return
-    path = Path(args.logs, args.name, FOLDER, f"rank-{args.rank:05d}.json.gz")
     partial = path.with_name(f".{path.name}")  # hidden, since the profiler goes by the ending
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,5 +83,5 @@ def _write(profiler: profile, args) -> None:
     except (OSError, RuntimeError) as error:
         logging.warning(f"--profile: {path} cannot be written ({one_line(error)})")
         return
-    if args.rank == 0:
+    if is_first_rank():
         logging.info(f"--profile: {TRACED} steps are traced in {path.parent}, a file a rank")

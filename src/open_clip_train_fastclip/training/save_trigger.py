@@ -8,51 +8,33 @@ import torch
 import torch.distributed as dist
 
 from ..errors import UserError
-from .signals import StopSignals
+from ..ranks import is_first_rank
+from .progress import Progress
+from .signals import PreemptionSignals
 
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """What --save-every says; one of the two is None."""
+    """What --save-every says; one of the two is None, or both if nothing is saved on the way."""
 
-    steps: int | None
-    seconds: float | None
+    steps: int | None = None
+    seconds: float | None = None
 
 
 def parse_interval(text: str) -> Interval:
     """Interval of "1000steps", "45s", "30min" or "2h". Raises UserError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|s|min|h)", text)
     number = float(match[1]) if match else 0.0
-    steps = match and match[2].startswith("step")
-    if not number or (steps and not number.is_integer()):
+    steps = match is not None and match[2].startswith("step")
+    if match is None or not number or (steps and not number.is_integer()):
         raise UserError(f"--save-every {text}: write a number with its unit: 1000steps, 30min, 2h or 45s")
-    return Interval(int(number), None) if steps else Interval(None, number * SECONDS[match[2]])
+    return Interval(steps=int(number)) if steps else Interval(seconds=number * SECONDS[match[2]])
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands between two steps."""
-
-    epoch: int  # epochs done
-    batches: int  # of the running epoch that are done, of each rank
-    num_batches: int  # of an epoch
-    accum_freq: int
-
-    @property
-    def step(self) -> int:
-        """Steps of the running epoch that are done."""
-        return self.batches // self.accum_freq
-
-    @property
-    def global_step(self) -> int:
-        """Steps done, if all epochs have as many as the running one."""
-        return self.num_batches // self.accum_freq * self.epoch + self.step
-
-
-@dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What all ranks do now."""
 
     stop: bool  # save and end
@@ -60,33 +42,35 @@ class Verdict:
     written: bool  # every rank had written its part of the running save
 
 
-class Moments:
+class SaveTrigger:
     """Asks every rank between two steps whether a signal has come, rank 0 whether the time of --save-every is over.
 
     The answers travel in an all-reduce over `group` (gloo; None: alone) that is launched at one boundary and read at
     the next, so that no host waits for a device or a slow neighbour. Steps of --save-every all ranks count alike.
     """
 
-    def __init__(self, interval: Interval | None, signals: StopSignals, group, is_first: bool, start: int):
-        """start: the step of the run, over all epochs, from which it goes on."""
-        self.interval, self.signals, self.group = interval or Interval(None, None), signals, group
-        self._keeps_time = is_first and self.interval.seconds is not None
-        self._last_time, self._last_step = time.monotonic(), start
-        self._answers = self._work = None
+    def __init__(
+        self, interval: Interval, signals: PreemptionSignals, group: dist.ProcessGroup | None, start: Progress
+    ):
+        """start: where the run begins or goes on."""
+        self.interval, self.signals, self.group = interval, signals, group
+        self._last_time, self._last_step = time.monotonic(), start.global_step
+        self._answers: torch.Tensor | None = None
+        self._work: dist.Work | None = None
 
-    def look(self, progress: Progress, written: bool) -> Verdict:
-        """The verdict at this boundary (collective, with ask() after it); written: by this rank."""
+    def decide(self, progress: Progress, written: bool) -> Decision:
+        """The decision at this boundary (collective, with ask() after it); written: by this rank."""
         if self.group is None:
             stop, due, unwritten = self._own(written)
-        elif self._work is None:
+        elif self._work is None or self._answers is None:
             stop, due, unwritten = False, False, True
         else:
             self._work.wait()
             stop, due, unwritten = map(bool, self._answers)
-        return Verdict(stop, due or self._due_by_steps(progress.global_step), not unwritten)
+        return Decision(stop, due or self._due_by_steps(progress.global_step), not unwritten)
 
     def ask(self, written: bool) -> None:
-        """Launch the question that the next look() reads, once the verdict of this boundary is carried out."""
+        """Launch the question that the next decide() reads, once the decision of this boundary is carried out."""
         if self.group is not None:
             self._answers = torch.tensor(self._own(written), dtype=torch.uint8)
             self._work = dist.all_reduce(self._answers, dist.ReduceOp.MAX, group=self.group, async_op=True)
@@ -101,7 +85,8 @@ class Moments:
         self._last_time, self._last_step = time.monotonic(), progress.global_step
 
     def _own(self, written: bool) -> tuple[bool, bool, bool]:
-        due = self._keeps_time and time.monotonic() - self._last_time >= self.interval.seconds
+        seconds = self.interval.seconds if is_first_rank() else None
+        due = seconds is not None and time.monotonic() - self._last_time >= seconds
         return self.signals.received is not None, due, not written
 
     def _due_by_steps(self, step: int) -> bool:

@@ -1,25 +1,27 @@
 """SIGUSR1 and SIGTERM ask a run to save and to end; they are noted, and looked at between two steps."""
 
 import signal
+from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
-class Stopped(Exception):
+class Preempted(Exception):
     """The run was asked to end, has saved, and is to be started again; the text says what came and where it saved."""
 
 
-class StopSignals:
+class PreemptionSignals:
     """Which signal has come first, if any; later ones are ignored, also while the run saves."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: str | None = None
-        self._before: dict = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def watch(self) -> None:
         """Note the signals from now on instead of dying of them."""
-        for number in SIGNALS:
+        for number in PREEMPTION_SIGNALS:
             self._before[number] = signal.signal(number, self._note)
 
     def unwatch(self) -> None:
@@ -28,7 +30,7 @@ class StopSignals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
 
 
@@ -37,5 +39,5 @@ def ignore_signals(worker: int = 0) -> None:
 
     Such a worker does not end when it is terminated: main.console() kills it.
     """
-    for number in SIGNALS:
+    for number in PREEMPTION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

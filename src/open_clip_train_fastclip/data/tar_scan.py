@@ -1,24 +1,81 @@
-"""The counts of a scan, kept beside the shards: a small JSON file in each folder."""
+"""Counting the samples of shards by their tar headers, and the counts of that, kept in a small JSON file a folder."""
 
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
+import sys
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from .shard_list import THREADS
 
 FILE_NAME = "fastclip_sizes.json"
 MOST_SAMPLES = 2**40  # of a shard; more is a slip of the pen
+SECONDS_BETWEEN_LINES = 10  # of progress, where there is no terminal for a bar
+# The loader's function that makes samples of a tar's files, given as {"fname": ..., "data": ...}.
+Group = Callable[[Iterator[dict[str, Any]]], Iterable[Any]]
 
 
 class Scanned(NamedTuple):
-    """A shard's number of samples, and its size and time of change, which tell whether it is still that shard."""
+    """A shard's samples, counted, and its size and time of change, which tell whether it is still that shard."""
 
-    count: int
+    samples: int
     bytes: int
     mtime_ns: int
+
+
+def scan_shard(path: str, group: Group) -> Scanned:
+    """Count a shard's samples by its tar headers, about 30 microseconds a file."""
+    stat = os.stat(path)
+    try:
+        with tarfile.open(path) as tar:
+            count = sum(1 for _ in group(_files(tar)))
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"shard {path} cannot be read to its end ({type(error).__name__}): make it again, or leave it out"
+        ) from None
+    return Scanned(count, stat.st_size, stat.st_mtime_ns)
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+    """The files of a tar that webdataset passes on: regular ones whose names do not begin with __metadata__."""
+    listed: Any = tar
+    for member in tar:
+        listed.members = []  # the list of what was read would take a kilobyte a file
+        if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+            yield {"fname": member.name, "data": b"not read", "__url__": tar.name}
+
+
+def scan_shards(paths: list[str], group: Group, progress: bool) -> list[Scanned]:
+    """scan_shard() of each of `paths`, several at a time; progress: show it on stderr."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        scans = pool.map(lambda path: scan_shard(path, group), paths)
+        return list(_shown(scans, len(paths)) if progress else scans)
+
+
+def _shown(scans: Iterable[Scanned], total: int) -> Iterator[Scanned]:
+    """A bar on a terminal, a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(scans, "counting samples", total, unit=" shards")
+        return
+    last = time.monotonic()
+    for done, scanned in enumerate(scans, 1):
+        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"counting samples: {done:,} of {total:,} shards", file=sys.stderr, flush=True)
+        yield scanned
 
 
 class ScanCache:
@@ -38,7 +95,7 @@ class ScanCache:
             if name in entries:
                 scanned, stat = Scanned(*entries[name]), os.stat(path)
                 if (scanned.bytes, scanned.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-                    return scanned.count
+                    return scanned.samples
         return None
 
     def write(self, scans: dict[str, Scanned]) -> None:
@@ -65,12 +122,12 @@ class ScanCache:
 def _read(file: Path) -> dict[str, list[int]]:
     try:
         entries = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return {}
     return {name: entry for name, entry in entries.items() if _is_sound(entry)}
 
 
-def _is_sound(entry) -> bool:
+def _is_sound(entry: Any) -> bool:
     are_numbers = isinstance(entry, list) and all(type(number) is int for number in entry)
     return are_numbers and len(entry) == len(Scanned._fields) and 0 <= entry[0] <= MOST_SAMPLES
 

@@ -1,0 +1,108 @@
+"""What would stop a run, found by one process in seconds, as rank 0 of all."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import open_clip_train.main
+import torch
+
+from ..data.shard_list import check_shards, check_shards_for_workers
+from ..errors import UserError, one_line
+from ..loss.config import INDIVIDUAL_TAU
+from . import checks, register_models
+from .checkpoints import latest_checkpoint, load_checkpoint
+from .hooks import Run
+from .patches import applied
+
+
+def findings(flags: list[str], processes: int, processes_per_node: int) -> list[str]:
+    """What was found of a training command's flags, in a few words each. Raises UserError for what is wrong."""
+    register_models()
+    with applied(Run()):
+        args: argparse.Namespace = open_clip_train.main.parse_args(flags)
+    args.rank, args.world_size, args.distributed = 0, processes, processes > 1
+    args.checkpoint_path = os.path.join(args.logs, args.name or "", "checkpoints")
+    return [f"{processes} processes", *_check(args, processes_per_node)]
+
+
+def _check(args: argparse.Namespace, processes_per_node: int) -> list[str]:
+    """What was found, in a few words each. Raises UserError for what is wrong."""
+    if args.device.startswith("cuda") and torch.cuda.device_count() < processes_per_node:
+        raise UserError(
+            f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here, and {processes_per_node} processes "
+            "need one each: see to the driver, to torch's build and to the GPUs that the job asks for"
+        )
+    checks.check_before_building(args)
+    findings = _check_data(args)
+    with torch.device("meta"):  # shapes without memory
+        try:
+            model = open_clip.create_model(
+                args.model, device="meta", force_custom_text=args.force_custom_text,
+                force_context_length=args.force_context_length, force_image_size=args.force_image_size,
+                **({"init_logit_bias": -10} if args.siglip else {}),
+            )  # fmt: skip
+        except Exception as error:  # such as text towers that other packages build
+            return [*findings, f"name and disk not checked: {args.model} cannot be sized ({one_line(error)})"]
+    checks.check_model(model, args)
+    done = _check_resume(args, model)
+    if not checks.has_training_data(args):
+        return [*findings, "evaluation only"]
+    return [*findings, f"epochs done: {done} of {args.epochs}", _check_space(args, model, done)]
+
+
+def _check_data(args: argparse.Namespace) -> list[str]:
+    if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
+        check_shards(args.val_data, "--val-data")
+    if not args.train_data or not checks.is_webdataset(args.train_data, args.dataset_type):
+        return []
+    shards = len(check_shards(args.train_data))
+    check_shards_for_workers(shards, args.workers, args.world_size, args.dataset_resampled)
+    return [f"{shards:,} shards"]
+
+
+def _check_resume(args: argparse.Namespace, model: Any) -> int:
+    """Epochs done by the run that --resume continues; 0 if it starts."""
+    path = args.resume
+    if path == "latest":
+        path = latest_checkpoint(args.checkpoint_path, args.save_most_recent)
+    if not path or "://" in str(path):
+        return 0
+    _, contents = load_checkpoint(_mapped, str(path), args, model)
+    return int(contents.get("epoch", 0))
+
+
+def _mapped(path: str, map_location: str) -> Any:
+    return torch.load(path, map_location=map_location, mmap=True, weights_only=True)
+
+
+def _check_space(args: argparse.Namespace, model: Any, done: int) -> str:
+    """Room for the checkpoints to come: weights and two moments in 4 bytes each, and FastCLIP's table."""
+    if not checks.logs_are_written(args):
+        return "no checkpoints with --logs none"
+    frequency = args.save_frequency
+    saves = sum(epoch == args.epochs or (frequency > 0 and epoch % frequency == 0)
+                for epoch in range(done + 1, args.epochs + 1))  # fmt: skip
+    if args.delete_previous_checkpoint:
+        saves = min(saves, 2)  # the new one is complete before the last one goes
+    saves += 2 * args.save_most_recent
+    if checks.is_resumable(args):
+        saves += args.keep + 1  # the new one is complete before the oldest one goes
+    rows = (args.data_size or args.train_num_samples or 0) if checks.is_fastclip(args) else 0
+    table = rows * (32 if args.loss in INDIVIDUAL_TAU else 8)
+    needed = saves * (12 * sum(parameter.numel() for parameter in model.parameters()) + table)
+    folder = Path(args.logs).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{saves} checkpoints take about {needed / 1e9:,.1f} GB and {folder} has {free / 1e9:,.1f} GB left: make "
+            "room, give another --logs, save less often with --save-frequency, or add --delete-previous-checkpoint"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: see to its permissions, or give another --logs")
+    return f"checkpoints take about {needed / 1e9:,.1f} GB of {free / 1e9:,.1f}"
