@@ -19,10 +19,10 @@ import open_clip_train_fastclip
 from open_clip_train_fastclip.checkpoint.atomic import one_line
 from open_clip_train_fastclip.errors import UserError
 
-from .command import positive
-from .evaluation_tasks import SUITES, Task
-from .records import RESULTS, finish
-from .run_log import read_settings
+from .experiments.run_log import read_settings
+from .harness.command import positive
+from .harness.records import RESULTS, finish
+from .zero_shot.tasks import SUITES, Task
 
 # Settings of a run's params.txt that change what the model computes; create_model_and_transforms has the same names.
 MODEL_SETTINGS = (
@@ -32,8 +32,8 @@ MODEL_SETTINGS = (
 
 
 def load_model(args):
-    """The zero_shot.Model of the command line. Raises UserError if the checkpoint cannot be loaded into it."""
-    from .zero_shot import Model
+    """Name and scores.Model of the command line. Raises UserError if the checkpoint cannot be loaded into it."""
+    from .zero_shot.scores import Model
 
     if not args.checkpoint.is_file():
         raise UserError(f"{args.checkpoint}: there is no such file")
@@ -65,7 +65,7 @@ def _plain(text: str):
 
 def task_row(task: Task, data: Path, model) -> dict:
     """What one task gives: its value, or why there is none."""
-    from .zero_shot import evaluate
+    from .zero_shot.scores import evaluate
 
     row = {"task": task.key, "metric": task.metric, "value": None, "samples": None, "error": None}
     folder = task.find(data)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from open_clip_train_fastclip.loss.config import LOSSES as FASTCLIP_LOSSES
 
-from . import glyphs
-from .command import exit_code_of
+from .experiments.training_runs import Run, train_all
+from .glyph_data import dataset
+from .harness.command import exit_code_of
 from .quickstart_table import write_table
-from .training_runs import Run, train_all
 
 LOSSES = {
     "clip": "--loss clip",
@@ -50,7 +50,7 @@ def plan(losses: list[str], data: Path, logs: Path, info: dict, epochs: int) -> 
 
 def compare(args, data: Path, logs: Path) -> int:
     """Makes the data, trains what is not trained yet and prints the table; 1 if a run failed."""
-    info = glyphs.make(data, glyphs.Settings(mismatched=args.mismatched))
+    info = dataset.make(data, dataset.Settings(mismatched=args.mismatched))
     print(f"data: {data}, see {data}/contact_sheet.png; runs: {logs}", flush=True)
     runs = plan(list(dict.fromkeys(args.losses)), data, logs, info, EPOCHS)
     train_all(runs, max(1, min(args.jobs, len(runs))))
@@ -61,7 +61,7 @@ def compare(args, data: Path, logs: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 (a run failed) or 2 (wrong input)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    default_share = glyphs.Settings.mismatched
+    default_share = dataset.Settings.mismatched
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quickstart", description="Train OpenCLIP and FastCLIP side by side on glyph data."
     )

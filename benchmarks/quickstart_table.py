@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
-from .run_log import final_temperature, read_log, read_results, samples_per_second
+from .experiments.run_log import final_temperature, read_log, read_results, samples_per_second
 
 HEADER = (
     "loss", "batch", "image→text R@1", "R@5", "text→image R@1", "R@5", "final tau", "samples/s", "minutes",

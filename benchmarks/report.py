@@ -11,11 +11,21 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from . import plots, tables, tiny
-from .cluster import RECIPES
-from .measured import IMAGENET, Measured, fewer_samples, gain, pairs, published, published_gain, read_evaluations
-from .records import QUICK, RESULTS
-from .store import DONE, Store, key_of
+from . import tables
+from .experiments import plots, tiny
+from .experiments.cluster import RECIPES
+from .experiments.measured import (
+    IMAGENET,
+    Measured,
+    fewer_samples,
+    gain,
+    pairs,
+    published,
+    published_gain,
+    read_evaluations,
+)
+from .experiments.store import DONE, Store, key_of
+from .harness.records import QUICK, RESULTS
 
 COLUMNS = {
     "tiny": {

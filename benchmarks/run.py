@@ -15,10 +15,11 @@ from pathlib import Path
 
 from open_clip_train_fastclip.errors import UserError
 
-from . import cluster, tables, tiny
-from .command import exit_code_of, positive
-from .records import QUICK, RESULTS
-from .store import Store, key_of
+from . import tables
+from .experiments import cluster, tiny
+from .experiments.store import Store, key_of
+from .harness.command import exit_code_of, positive
+from .harness.records import QUICK, RESULTS
 
 
 def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[tables.Row, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from open_clip_train_fastclip.errors import UserError
 
-from ..glyphs import Settings
+from ..glyph_data.dataset import Settings
 
 SCALES = ("tiny", "medium", "large", "xlarge")
 NAMES = (

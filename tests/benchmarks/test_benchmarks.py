@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import checkpoint_cost, communication, loss_cost, network, records, step_cost
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.one_rank import FLOOR, OPEN_CLIP, Case
-from benchmarks.processes import in_processes
+from benchmarks import checkpoint_cost, communication, loss_cost, step_cost
+from benchmarks.harness import network, records
+from benchmarks.harness.memory import peak_extra_bytes
+from benchmarks.harness.one_rank import FLOOR, OPEN_CLIP, Case
+from benchmarks.harness.processes import in_processes
 from open_clip_train_fastclip.loss.config import LOSSES
 
 

@@ -5,8 +5,10 @@ import shlex
 
 import pytest
 
-from benchmarks import glyphs, quickstart, quickstart_table, run_log
-from benchmarks.training_runs import Run, train_all
+from benchmarks import quickstart, quickstart_table
+from benchmarks.experiments import run_log
+from benchmarks.experiments.training_runs import Run, train_all
+from benchmarks.glyph_data import dataset
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.openclip.flags import FLAGS
 
@@ -95,7 +97,7 @@ def test_table_curves_and_reuse(stand_in):
 
 def test_a_failed_run_shows_its_last_line_and_the_exit_code_is_not_zero(stand_in, monkeypatch, capsys):
     monkeypatch.chdir(stand_in.parent)
-    monkeypatch.setattr(glyphs, "make", lambda out, settings: INFO)
+    monkeypatch.setattr(dataset, "make", lambda out, settings: INFO)
     monkeypatch.setattr(quickstart, "EPOCHS", 2)
     assert quickstart.main(["--losses", "clip-frozen", "clip", "--jobs", "1"]) == 1
     output = capsys.readouterr().out
@@ -115,7 +117,7 @@ def test_a_folder_that_is_not_a_run_of_ours_is_left_alone(stand_in):
 def test_another_share_of_wrong_captions_has_folders_of_its_own(stand_in, monkeypatch):
     monkeypatch.chdir(stand_in.parent)
     made = []
-    monkeypatch.setattr(glyphs, "make", lambda out, settings: made.append((str(out), settings.mismatched)) or INFO)
+    monkeypatch.setattr(dataset, "make", lambda out, settings: made.append((str(out), settings.mismatched)) or INFO)
     monkeypatch.setattr(quickstart, "EPOCHS", 2)
     assert quickstart.main(["--losses", "clip", "--mismatched", "0"]) == 0
     assert made == [("data/glyphs-mismatched-0", 0.0)]
@@ -130,8 +132,8 @@ def test_misspelt_loss_is_refused(capsys):
 
 def test_a_real_run_of_one_epoch(tmp_path):
     """The log and the results of the real command line are what run_log reads."""
-    settings = glyphs.Settings(characters=4, train_per_character=32, val_per_character=8, train_shards=2, val_shards=1)
-    info = glyphs.make(tmp_path / "data", settings)
+    settings = dataset.Settings(characters=4, train_per_character=32, val_per_character=8, train_shards=2, val_shards=1)
+    info = dataset.make(tmp_path / "data", settings)
     run = quickstart.plan(["fastclip-v3"], tmp_path / "data", tmp_path / "runs", info, epochs=1)[0]
     train_all([run], jobs=1)
     assert run.error is None and run.record["exit_code"] == 0, run.error

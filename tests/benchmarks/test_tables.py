@@ -15,11 +15,13 @@ import torch
 from resolved_flags import recipe_flags, resolved
 
 import open_clip_train_fastclip
-from benchmarks import cluster, glyph_scores, glyphs, report, run, tables, tiny
-from benchmarks.measured import Figure, Measured, fewer_samples, published, published_gain
-from benchmarks.store import DONE, FAILED, Store, key_of
+from benchmarks import report, run, tables
+from benchmarks.experiments import cluster, glyph_scores, tiny
+from benchmarks.experiments.measured import Figure, Measured, fewer_samples, published, published_gain
+from benchmarks.experiments.store import DONE, FAILED, Store, key_of
+from benchmarks.experiments.training_runs import MODULE, Run
+from benchmarks.glyph_data import dataset
 from benchmarks.tables import Comparison, Row, Table
-from benchmarks.training_runs import MODULE, Run
 from open_clip_train_fastclip.errors import UserError
 
 open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
@@ -135,7 +137,7 @@ def test_of_two_rows_the_newest_counts_and_none_is_lost(tmp_path):
 def small_table(tmp_path, monkeypatch):
     """A table of two rows on very little data, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    data = glyphs.Settings(characters=8, train_per_character=8, val_per_character=12, train_shards=2, val_shards=6)
+    data = dataset.Settings(characters=8, train_per_character=8, val_per_character=12, train_shards=2, val_shards=6)
     rows = [replace(row, data=data, batch=16, epochs=2, curve=row is V3, seeds=1) for row in (CLIP, V3)]
     table = Table("Small", "A question?", tuple(rows), (Comparison("clip", "v3"),))
     monkeypatch.setattr(tables, "load", lambda name: table)
@@ -398,7 +400,10 @@ def test_wrong_input_is_one_line(arguments, message, capsys, tmp_path, monkeypat
 
 
 def test_output_that_nobody_reads_to_its_end_leaves_no_traceback():
-    code = "import sys; from benchmarks.command import exit_code_of; sys.exit(exit_code_of(lambda: print('x' * 10**7)))"
+    code = (
+        "import sys\nfrom benchmarks.harness.command import exit_code_of\n"
+        "sys.exit(exit_code_of(lambda: print('x' * 10**7)))"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(1)
         process.stdout.close()
@@ -415,7 +420,7 @@ def test_a_refusal_of_sbatch_is_one_line(slurm, capsys):
 
 
 def test_the_character_is_found_in_its_caption():
-    _, pairs = glyphs.choose_pairs(replace(tables.NOISY, characters=20))
+    _, pairs = dataset.choose_pairs(replace(tables.NOISY, characters=20))
     assert [glyph_scores.name_in(pair.caption) for pair in pairs] == [pair.character.name for pair in pairs]
 
 

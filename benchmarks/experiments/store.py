@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from .records import RESULTS
+from ..harness.records import RESULTS
 
 DONE, FAILED = "done", "failed"
 

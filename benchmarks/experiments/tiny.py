@@ -8,13 +8,13 @@ from pathlib import Path
 
 from open_clip_train_fastclip.errors import UserError
 
-from . import glyphs
+from ..glyph_data import dataset
+from ..harness.records import circumstances
+from ..quickstart import MODEL, WARMUP_SHARE
+from ..tables import Row, arguments_of
 from .glyph_scores import REPORTED_SHARDS, floor, scores
-from .quickstart import MODEL, WARMUP_SHARE
-from .records import circumstances
 from .run_log import final_temperature, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
-from .tables import Row, arguments_of
 from .training_runs import MODULE, Run, train_all
 
 LOGS = Path("runs", "tables")
@@ -28,7 +28,7 @@ def settings_of(row: Row, seed: int) -> dict:
     return {"flags": flags, "common": COMMON, "data": asdict(row.data), "seed": seed} | of_row
 
 
-def data_folder(data: glyphs.Settings) -> Path:
+def data_folder(data: dataset.Settings) -> Path:
     """Where the glyph data of these settings are made."""
     return Path("data", f"tables-{key_of(asdict(data))}")
 
@@ -54,14 +54,14 @@ def make_run(row: Row, seed: int, sha256: str) -> Run:
     return Run(f"{row.name}-seed{seed}-{key}", LOGS, arguments, sha256, row.batch, steps, row.epochs, row.ranks)
 
 
-def train_pairs(data: glyphs.Settings) -> int:
-    """Number of training pairs that glyphs.make makes."""
-    return sum(glyphs.train_counts(data))
+def train_pairs(data: dataset.Settings) -> int:
+    """Number of training pairs that dataset.make makes."""
+    return sum(dataset.train_counts(data))
 
 
-def _make_data(data: glyphs.Settings, store: Store) -> str:
+def _make_data(data: dataset.Settings, store: Store) -> str:
     """Makes the data and returns their hash. Raises UserError if stored runs had other data of the same settings."""
-    sha256 = glyphs.make(data_folder(data), data)["sha256"]
+    sha256 = dataset.make(data_folder(data), data)["sha256"]
     for row in store.rows.values():
         if row["scale"] == "tiny" and row["settings"]["data"] == asdict(data) and row["data_sha256"] != sha256:
             raise UserError(
@@ -93,7 +93,7 @@ def run_all(wanted: list[tuple[Row, int]], store: Store, jobs: int) -> list[Run]
 
 def result_of(run: Run, row: Row, seed: int) -> dict:
     """The line of results/runs.jsonl for a run that ended, well or not."""
-    settings, info = settings_of(row, seed), glyphs.make(data_folder(row.data), row.data)
+    settings, info = settings_of(row, seed), dataset.make(data_folder(row.data), row.data)
     minutes = run.record["minutes"]
     result = {
         "key": key_of(settings),

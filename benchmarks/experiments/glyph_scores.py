@@ -14,8 +14,8 @@ from PIL import Image
 
 import open_clip_train_fastclip
 
-from .glyphs import BACKGROUNDS, COLOURS, attribute_floor
-from .quickstart import MODEL
+from ..glyph_data.dataset import BACKGROUNDS, COLOURS, attribute_floor
+from ..quickstart import MODEL
 
 REPORTED_SHARDS = 4  # the rest are for tuning
 RECALLS = ("image_to_text_R@1", "image_to_text_R@5", "text_to_image_R@1", "text_to_image_R@5")
@@ -53,7 +53,7 @@ def name_in(caption: str) -> str:
 
 
 def floor(data: Path) -> dict:
-    """Recall of knowing everything but the character, on the reported pairs (see glyphs.attribute_floor)."""
+    """Recall of knowing everything but the character, on the reported pairs (see attribute_floor)."""
     _, captions, reported = held_out(data)
     return attribute_floor([caption.replace(name_in(caption), "", 1) for caption in captions[:reported]])
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..harness.records import RESULTS
+from ..tables import Comparison, Row, Table
 from . import tiny
 from .cluster import PUBLISHED_NODES, Job, logs
 from .glyph_scores import RECALLS
-from .records import RESULTS
 from .store import DONE, Store, key_of
-from .tables import Comparison, Row, Table
 
-PUBLISHED = Path(__file__).parent / "published"
+PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
 R1 = ("image_to_text_R@1", "text_to_image_R@1")
 IMAGENET = "imagenet-zeroshot-val-top1"  # as OpenCLIP names it, evaluated during the training

@@ -7,9 +7,9 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
-from . import tables
+from .. import tables
+from ..quickstart_table import COLOURS
 from .measured import Measured, gain, pairs
-from .quickstart_table import COLOURS
 
 FROZEN = "clip-frozen"
 Y_LABELS = {"tiny": "R@1 on held-out pairs, mean of both ways (%)", "larger": "ImageNet zero-shot top 1 (%)"}
