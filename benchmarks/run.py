@@ -18,15 +18,14 @@ from open_clip_train_fastclip.errors import UserError
 from . import tables
 from .experiments import cluster, tiny
 from .experiments.store import Store, key_of
+from .experiments.table import SCALES, Row
 from .harness.command import exit_code_of, positive
 from .harness.records import QUICK, RESULTS
 
 
-def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[tables.Row, int]]:
+def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[Row, int]]:
     """Every (row, seed) of the tables at a scale, in order."""
-    rows = [row for name in names for row in tables.load(name).rows_at(scale)]
-    if quick:
-        rows = [tables.quick(row) for row in rows]
+    rows = [row for name in names for row in tables.load(name).rows_at(scale, quick)]
     return [(row, seed) for row in rows for seed in range(min(seeds, row.seeds))]
 
 
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 (a run failed) or 2 (wrong input)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run what is missing of a table.")
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.NAMES)}")
-    parser.add_argument("--scale", choices=tables.SCALES, required=True)
+    parser.add_argument("--scale", choices=SCALES, required=True)
     parser.add_argument("--launcher", choices=("local", "slurm"), help="default: local at scale tiny, else slurm")
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="most seeds of a row (default: 3)")
     parser.add_argument(

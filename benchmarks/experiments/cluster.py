@@ -16,9 +16,9 @@ import torch
 from open_clip_train_fastclip.errors import UserError
 
 from ..harness.records import circumstances
-from ..tables import Row, arguments_of
 from .run_log import final_temperature, last_line, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
+from .table import Row, arguments_of
 from .training_runs import MODULE, Run, train_all
 
 SLURM = Path(__file__).parents[2] / "scripts" / "slurm"

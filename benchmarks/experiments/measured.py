@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..harness.records import RESULTS
-from ..tables import Comparison, Row, Table
 from . import tiny
 from .cluster import PUBLISHED_NODES, Job, logs
 from .glyph_scores import RECALLS
 from .store import DONE, Store, key_of
+from .table import Comparison, Row, Table
 
 PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names

@@ -7,9 +7,9 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
-from .. import tables
 from ..quickstart_table import COLOURS
 from .measured import Measured, gain, pairs
+from .table import NOISY, Row, Table
 
 FROZEN = "clip-frozen"
 Y_LABELS = {"tiny": "R@1 on held-out pairs, mean of both ways (%)", "larger": "ImageNet zero-shot top 1 (%)"}
@@ -22,7 +22,7 @@ def of_scale(names: dict[str, str], scale: str) -> str:
     return names["tiny" if scale == "tiny" else "larger"]
 
 
-def colour(row: tables.Row) -> str:
+def colour(row: Row) -> str:
     """The colour of a row's loss."""
     return COLOURS[FROZEN if "--freeze-temperature" in row.flags else row.loss]
 
@@ -40,7 +40,7 @@ def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
     return _save(figure, axes, path, bool(shown))
 
 
-def draw_gaps(table: tables.Table, measured: list[Measured], scale: str, path: Path) -> bool:
+def draw_gaps(table: Table, measured: list[Measured], scale: str, path: Path) -> bool:
     """The gains of a table's comparisons over the global batch, with their standard errors."""
     gaps = [
         (base.row.batch if scale == "tiny" else base.row.nodes, found)
@@ -76,7 +76,7 @@ def draw_shares(measured: list[Measured], path: Path) -> bool:
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for m in measured:
         data = m.row.data
-        plain = data == tables.NOISY or data.train_per_character == 30 and not data.partial and not data.long_tail
+        plain = data == NOISY or data.train_per_character == 30 and not data.partial and not data.long_tail
         if plain and m.row.batch == 32 and m.done:
             label = m.row.label.split(": ", 1)[1]
             lines.setdefault((label, colour(m.row)), []).append((100 * data.mismatched, m.metric("R@1").mean))
@@ -107,12 +107,12 @@ def _save(figure, axes, path, is_drawn, **legend):
     return is_drawn
 
 
-def draw(name: str, measured: list[Measured], scale: str, folder: Path) -> str | None:
+def draw(name: str, table: Table, measured: list[Measured], scale: str, folder: Path) -> str | None:
     """Draws the plot of a table at a scale; returns the Markdown that shows it, None if there is nothing to draw."""
     path = folder / f"{name}-{scale}.png"
     caption, drawing = {
         "laion400m": ("Score over samples seen", lambda: draw_curves(measured, scale, path)),
-        "scaling": ("Gap over the batch", lambda: draw_gaps(tables.load(name), measured, scale, path)),
+        "scaling": ("Gap over the batch", lambda: draw_gaps(table, measured, scale, path)),
         "step_time": ("Parts of a step", lambda: draw_step_times(measured, path)),
         "map": ("R@1 over the share of wrong captions", lambda: draw_shares(measured, path)),
     }.get(name, ("", lambda: False))

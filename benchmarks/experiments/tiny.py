@@ -11,10 +11,10 @@ from open_clip_train_fastclip.errors import UserError
 from ..glyph_data import dataset
 from ..harness.records import circumstances
 from ..quickstart import MODEL, WARMUP_SHARE
-from ..tables import Row, arguments_of
 from .glyph_scores import REPORTED_SHARDS, floor, scores
 from .run_log import final_temperature, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
+from .table import Row, arguments_of
 from .training_runs import MODULE, Run, train_all
 
 LOGS = Path("runs", "tables")

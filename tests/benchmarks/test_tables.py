@@ -16,12 +16,12 @@ from resolved_flags import recipe_flags, resolved
 
 import open_clip_train_fastclip
 from benchmarks import report, run, tables
-from benchmarks.experiments import cluster, glyph_scores, tiny
+from benchmarks.experiments import cluster, glyph_scores, sections, tiny
 from benchmarks.experiments.measured import Figure, Measured, fewer_samples, published, published_gain
 from benchmarks.experiments.store import DONE, FAILED, Store, key_of
+from benchmarks.experiments.table import NOISY, Comparison, Row, Table, arguments_of
 from benchmarks.experiments.training_runs import MODULE, Run
 from benchmarks.glyph_data import dataset
-from benchmarks.tables import Comparison, Row, Table
 from open_clip_train_fastclip.errors import UserError
 
 open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
@@ -98,7 +98,7 @@ def test_a_run_of_two_tables_has_one_name_on_the_cluster():
 @pytest.mark.parametrize("loss", ["clip", "sogclr", "fastclip-v3"])
 def test_recipes_are_read_as_the_batch_script_reads_them(scale, loss):
     flags = cluster.recipe_flags(scale, loss)
-    words = [word.replace("$DATA", "/data") for word in tables.arguments_of(flags)]
+    words = [word.replace("$DATA", "/data") for word in arguments_of(flags)]
     assert [*words, "--loss", loss] == recipe_flags(cluster.RECIPES[scale], loss)
 
 
@@ -114,8 +114,23 @@ def test_the_same_settings_are_the_same_run_whichever_table_asks():
 
 
 @pytest.mark.parametrize(
+    ("table", "name", "seed", "key"),
+    [
+        ("temperature", "v3", 0, "069f07f70441"),
+        ("optimizers", "v3-sgd", 0, "039e097e6474"),
+        ("scaling", "clip-x8", 1, "00eb941000d3"),
+        ("map", "v3-partial", 0, "4e743dd0e8db"),
+        ("step_time", "v1-step-x2", 0, "18f4dcf6c7df"),
+    ],
+)
+def test_the_stored_runs_are_still_found(table, name, seed, key):
+    row = next(row for row in tables.load(table).rows if row.name == name)
+    assert key_of(tiny.settings_of(row, seed)) == key and Store().is_done(key)
+
+
+@pytest.mark.parametrize(
     "change",
-    [{"tiny": {"--lr": 2e-3}}, {"batch": 64}, {"epochs": 2}, {"ranks": 2}, {"data": replace(tables.NOISY, seed=1)}],
+    [{"tiny": {"--lr": 2e-3}}, {"batch": 64}, {"epochs": 2}, {"ranks": 2}, {"data": replace(NOISY, seed=1)}],
 )
 def test_other_settings_are_another_run(change):
     keys = {key_of(tiny.settings_of(row, seed)) for row in (CLIP, replace(CLIP, **change)) for seed in (0, 1)}
@@ -228,22 +243,22 @@ def measured(row, rows, scale="tiny"):
 
 def test_mean_and_deviation_over_seeds():
     found = measured(CLIP, [row_of(CLIP, seed, recall) for seed, recall in enumerate((10.0, 12.0, 14.0))])
-    assert found.metric("R@1") == Figure(12.0, 2.0, 3) and report.cell(found.metric("R@1")) == "12.0 (2.0)"
-    assert report.cell(found.metric("top1")) == "1.2 (0.2)"
+    assert found.metric("R@1") == Figure(12.0, 2.0, 3) and sections.cell(found.metric("R@1")) == "12.0 (2.0)"
+    assert sections.cell(found.metric("top1")) == "1.2 (0.2)"
     one = measured(CLIP, [row_of(CLIP, 0, 10.0)])
-    assert report.cell(one.metric("R@1")) == "10.0" and report.status(one) == "1"
+    assert sections.cell(one.metric("R@1")) == "10.0" and sections.status(one) == "1"
 
 
 def test_gain_is_that_of_the_same_seeds_with_its_standard_error():
     rows = [row_of(CLIP, seed, recall) for seed, recall in enumerate((10.0, 12.0, 14.0))]
     rows += [row_of(V3, seed, recall) for seed, recall in enumerate((20.0, 20.0, 23.0))]
     table = Table("T", "Q", (CLIP, V3), (Comparison("clip", "v3"),))
-    text = report.comparison_table(table, [measured(CLIP, rows), measured(V3, rows)], "tiny")
+    text = sections.comparison_table(table, [measured(CLIP, rows), measured(V3, rows)], "tiny")
     # gains of 10, 8 and 9: a deviation of 1 over the root of three seeds
     assert text.splitlines()[-1].startswith("| fastclip-v3 over OpenCLIP | +9.0 (0.6) | +0.9 (0.1) |")
     only_one = measured(V3, [row_of(V3, 1, 20.0)])  # compared with seed 1 alone, not with the mean of three
     assert (
-        report.comparison_table(table, [measured(CLIP, rows), only_one], "tiny")
+        sections.comparison_table(table, [measured(CLIP, rows), only_one], "tiny")
         .splitlines()[-1]
         .startswith("| fastclip-v3 over OpenCLIP | +8.0 | +0.8 |")
     )
@@ -290,7 +305,7 @@ def test_published_numbers_stand_beside_their_rows():
 def test_tuning_shows_the_best_of_each_loss_and_what_is_taken():
     points = [replace(CLIP, name=f"p{lr}", label=f"OpenCLIP: lr {lr}", tiny={"--lr": lr}) for lr in (1, 2)]
     rows = [row_of(point, 0, recall) for point, recall in zip(points, (10.0, 11.0), strict=True)]
-    text = report.tuning_table([measured(point, rows) for point in points], {rows[0]["key"]})
+    text = sections.tuning_table([measured(point, rows) for point in points], {rows[0]["key"]})
     assert text.splitlines()[2:] == [
         "| OpenCLIP: lr 1 | 10.0 | 0.050 | 1 | yes |",
         "| OpenCLIP: lr 2 | **11.0** | 0.050 | 1 |  |",
@@ -420,7 +435,7 @@ def test_a_refusal_of_sbatch_is_one_line(slurm, capsys):
 
 
 def test_the_character_is_found_in_its_caption():
-    _, pairs = dataset.choose_pairs(replace(tables.NOISY, characters=20))
+    _, pairs = dataset.choose_pairs(replace(NOISY, characters=20))
     assert [glyph_scores.name_in(pair.caption) for pair in pairs] == [pair.character.name for pair in pairs]
 
 
