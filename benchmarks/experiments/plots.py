@@ -7,10 +7,13 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
-from ..quickstart_table import COLOURS
 from .measured import Measured, gain, pairs
 from .table import NOISY, Row, Table
 
+COLOURS = {
+    "clip": "#8c8c8c", "clip-frozen": "#222222", "sogclr": "#9467bd", "isogclr": "#e377c2", "fastclip-v0": "#2ca02c",
+    "fastclip-v1": "#1f77b4", "fastclip-v2": "#ff7f0e", "fastclip-v3": "#d62728",
+}  # fmt: skip
 FROZEN = "clip-frozen"
 Y_LABELS = {"tiny": "R@1 on held-out pairs, mean of both ways (%)", "larger": "ImageNet zero-shot top 1 (%)"}
 OUTSIDE_THE_BAR = ("total", "communication", "overlapped", "collectives")  # sums, and what runs beside the parts
@@ -27,8 +30,11 @@ def colour(row: Row) -> str:
     return COLOURS[FROZEN if "--freeze-temperature" in row.flags else row.loss]
 
 
-def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
-    """Score over samples seen, a band of one deviation over the seeds. False, and no file, without curves."""
+def draw_curves(measured: list[Measured], scale: str, path: Path, floor: float | None = None) -> bool:
+    """Score over samples seen, a band of one deviation over the seeds. False, and no file, without curves.
+
+    floor: the R@1 of attribute_floor, drawn as a line.
+    """
     shown = [(m, m.curve()) for m in measured if m.curve()]
     unit, word = (1e3, "thousands") if scale == "tiny" else (1e6, "millions")
     figure, axes = _axes(f"samples seen ({word})", of_scale(Y_LABELS, scale))
@@ -37,6 +43,8 @@ def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
         axes.plot(samples, [f.mean for f in curve.values()], color=colour(m.row), marker="o", label=m.row.label)
         low, high = ([f.mean + sign * f.std for f in curve.values()] for sign in (-1, 1))
         axes.fill_between(samples, low, high, color=colour(m.row), alpha=0.15, linewidth=0)
+    if floor is not None:
+        axes.axhline(floor, color="#999999", linestyle=":", label="attributes without the character")
     return _save(figure, axes, path, bool(shown))
 
 

@@ -1,6 +1,7 @@
 """Every table as a section of the report, in Markdown."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from . import plots, tiny
 from .cluster import RECIPES
@@ -8,13 +9,16 @@ from .measured import IMAGENET, Measured, fewer_samples, gain, pairs, published,
 from .store import Store, key_of
 from .table import Table
 
+RECALL_COLUMNS = {
+    "image_to_text_R@1": "image→text R@1",
+    "image_to_text_R@5": "R@5",
+    "text_to_image_R@1": "text→image R@1",
+    "text_to_image_R@5": "R@5",
+}
 COLUMNS = {
     "tiny": {
         "R@1": "R@1, mean",
-        "image_to_text_R@1": "image→text R@1",
-        "image_to_text_R@5": "R@5",
-        "text_to_image_R@1": "text→image R@1",
-        "text_to_image_R@5": "R@5",
+        **RECALL_COLUMNS,
         "top1": "zero-shot top 1",
         "top5": "top 5",
         "tau": "final tau",
@@ -27,20 +31,29 @@ COLUMNS = {
         "tau": "final tau",
     },
 }
+DIGITS = {"tau": 3, "samples_per_second": 0}  # after the point; of the others one
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def markdown(header: list[str], rows: list[list[str]], aligned: bool = False) -> str:
+    """A Markdown table; `aligned` to be read as text, with the cells of a column equally wide."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * (width or 3) for width in widths])
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def cell(figure, digits: int = 1, sign: bool = False) -> str:
     """mean (std), or the mean alone of a single seed; empty for None."""
     if figure is None:
         return ""
-    text = f"{figure.mean:{'+' if sign else ''}.{digits}f}"
+    text = f"{figure.mean:{'+' if sign else ''},.{digits}f}"
     return f"{text} ({figure.std:.{digits}f})" if figure.count > 1 else text
+
+
+def figures(measured: Measured, columns: Iterable[str]) -> list[str]:
+    """A row's cells in the columns of these metrics."""
+    return [cell(measured.metric(name), DIGITS.get(name, 1)) for name in columns]
 
 
 def status(measured: Measured) -> str:
@@ -68,8 +81,7 @@ def results_table(table: Table, measured: list[Measured], scale: str) -> str:
     extra = list(dict.fromkeys(column for cells in beside for column in cells))
     rows = []
     for m, cells in zip(measured, beside, strict=True):
-        figures = [cell(m.metric(name), 3 if name == "tau" else 1) for name in columns]
-        rows.append([_label(m, scale), *figures, status(m), *(cells.get(column, "") for column in extra)])
+        rows.append([_label(m, scale), *figures(m, columns), status(m), *(cells.get(column, "") for column in extra)])
     return markdown(["", *columns.values(), "seeds", *_published_header(extra)], rows)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ..glyph_data.dataset import Settings
 
@@ -9,6 +10,14 @@ SCALES = ("tiny", "medium", "large", "xlarge")
 # 4,500 training pairs, 30% of them with a wrong caption. Of the 3,000 held-out pairs in 6 shards the first 2,000 are
 # reported and the last 1,000 are for tuning.
 NOISY = Settings(val_per_character=20, val_shards=6)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Folders of data and runs for a user to look at; a run's has the name of its row."""
+
+    data: Path
+    runs: Path
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Row:
     batch: int = 32  # tiny: pairs of the global batch
     ranks: int = 1  # tiny
     epochs: int = 12  # tiny
-    curve: bool = False  # tiny: evaluate every second epoch too
+    curve: bool = False  # tiny: evaluate every second epoch too, or as --val-frequency of its flags says
+    kept: Kept | None = None  # tiny; None: data and runs lie under their keys, and a run goes when it is stored
     seeds: int = 3  # tiny: at most so many
     nodes: int | None = None  # larger scales; None: those that the recipe was published on
     scales: tuple[str, ...] = SCALES
@@ -63,7 +73,7 @@ class Table:
     def rows_at(self, scale: str, quick: bool = False) -> list[Row]:
         """The rows that are run at a scale; `quick`: each with one seed and a third of the epochs, to try the table."""
         rows = [row for row in self.rows if scale in self.scales and scale in row.scales]
-        return [replace(row, seeds=1, epochs=math.ceil(row.epochs / 3)) for row in rows] if quick else rows
+        return [replace(row, seeds=1, epochs=math.ceil(row.epochs / 3), kept=None) for row in rows] if quick else rows
 
 
 def arguments_of(flags: dict) -> list[str]:
