@@ -14,9 +14,9 @@ from PIL import Image
 
 from benchmarks.glyph_data import dataset
 from benchmarks.glyph_data.__main__ import main
-from benchmarks.glyph_data.captions import FILLERS
-from benchmarks.glyph_data.characters import Character
-from benchmarks.glyph_data.dataset import Look, Settings
+from benchmarks.glyph_data.captions import FILLERS, Look, Pair, attribute_floor, exchange, shorten
+from benchmarks.glyph_data.characters import Character, choose_characters, draw_ink, load_fonts, scale_to
+from benchmarks.glyph_data.dataset import Settings
 from open_clip_train_fastclip.errors import UserError
 
 SMALL = Settings(characters=12, train_per_character=10, val_per_character=4, train_shards=3, val_shards=2)
@@ -63,19 +63,19 @@ def test_exactly_the_share_of_training_captions_is_wrong(data, tmp_path):
 @pytest.mark.parametrize("share, wrong", [(0, 0), (0.5, 5), (1, 10)])
 def test_exchange_moves_every_chosen_caption(share, wrong):
     captions = [f"caption {i}" for i in range(10)]
-    moved = dataset.exchange(captions, share, seed=0)
+    moved = exchange(captions, share, seed=0)
     assert sorted(moved) == captions and sum(a != b for a, b in zip(moved, captions, strict=True)) == wrong
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), 0.1])  # 0.1 of 10 is one caption: nowhere to go
 def test_exchange_refuses_a_share_it_cannot_make(share):
     with pytest.raises(UserError, match="--mismatched"):
-        dataset.exchange([f"caption {i}" for i in range(10)], share, seed=0)
+        exchange([f"caption {i}" for i in range(10)], share, seed=0)
 
 
 def test_a_share_of_the_captions_is_partial_and_names_the_character():
     train, _ = dataset.choose_pairs(SMALL)
-    shortened = dataset.shorten(train, 0.5, seed=0)
+    shortened = shorten(train, 0.5, seed=0)
     partial = [(pair, caption) for pair, caption in zip(train, shortened, strict=True) if pair.caption != caption]
     assert len(partial) == len(train) // 2
     for pair, caption in partial:
@@ -118,8 +118,8 @@ def test_no_character_is_shown_twice_under_two_names():
     characters = {pair.character for pair in train}
     inks = Counter()
     for character in characters:
-        shapes = {font.path: dataset.draw_ink(character.text, font) for font in character.fonts}
-        inks.update({(path, np.asarray(dataset.scale_to(ink, 32)).tobytes()) for path, ink in shapes.items()})
+        shapes = {font.path: draw_ink(character.text, font) for font in character.fonts}
+        inks.update({(path, np.asarray(scale_to(ink, 32)).tobytes()) for path, ink in shapes.items()})
     assert len(characters) == len({c.name for c in characters}) == 150 and max(inks.values()) == 1
     assert all(len({font.family for font in c.fonts}) >= 2 for c in characters)
     captions = [pair.caption for pair in train + val]
@@ -131,15 +131,15 @@ def test_no_character_is_shown_twice_under_two_names():
 
 def test_caption_names_what_is_seen():
     character = Character("λ", "greek small letter lambda", ())
-    seen = dataset.Pair(character, Look("red", "navy", True, "blue")).caption
+    seen = Pair(character, Look("red", "navy", True, "blue")).caption
     assert seen == "small red greek small letter lambda framed in blue on navy"
-    assert dataset.Pair(character, Look("red", "navy", False, None)).caption == "red greek small letter lambda on navy"
+    assert Pair(character, Look("red", "navy", False, None)).caption == "red greek small letter lambda on navy"
 
 
 def test_drawn_colours_are_those_of_the_caption(data):
-    fonts = dataset.load_fonts()
-    character = dataset.choose_characters(fonts, 1, 0, set())[0]
-    pair = dataset.Pair(character, Look("red", "navy", False, "green"))
+    fonts = load_fonts()
+    character = choose_characters(fonts, 1, 0, set())[0]
+    pair = Pair(character, Look("red", "navy", False, "green"))
     image = np.asarray(dataset.draw(pair, random.Random(0)))
     colours = Counter(map(tuple, image.reshape(-1, 3).tolist()))
     for colour in (dataset.COLOURS["red"], dataset.BACKGROUNDS["navy"], dataset.COLOURS["green"]):
@@ -149,7 +149,7 @@ def test_drawn_colours_are_those_of_the_caption(data):
 
 def test_floor_of_knowing_the_attributes_only():
     a, b = Look("red", "navy", True, None), Look("blue", "navy", True, None)
-    floor = dataset.attribute_floor([a, a, a, a, a, a, a, b])  # 7 alike and 1 alone
+    floor = attribute_floor([a, a, a, a, a, a, a, b])  # 7 alike and 1 alone
     assert floor == {"R@1": pytest.approx(100 * 2 / 8), "R@5": pytest.approx(100 * 6 / 8)}
 
 
