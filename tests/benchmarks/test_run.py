@@ -17,6 +17,7 @@ from benchmarks.experiments import cluster, glyph_scores
 from benchmarks.experiments.store import DONE, FAILED, Store
 from benchmarks.experiments.table import Table
 from benchmarks.experiments.training_runs import MODULE
+from open_clip_train_fastclip.loss.config import LOSSES
 
 open_clip.add_model_config(Path(open_clip_train_fastclip.__file__).parent / "model_configs")
 
@@ -63,6 +64,15 @@ def test_dry_run_prints_exactly_what_is_submitted(capsys, tmp_path, monkeypatch)
         f"scripts/slurm/fastclip_32gpu.sh --name {name} --seed 2025 --imagenet-val /data/imagenet/val "
         "--zeroshot-frequency 1"
     )
+
+
+def test_two_tables_hold_all_losses_of_the_paper_each_on_the_published_nodes(capsys, tmp_path):
+    arguments = ["gamma_schedule", "temperature", "--scale", "large", "--seeds", "2", "--dry-run"]
+    assert run.main([*arguments, "--results", str(tmp_path)]) == 0
+    found = commands(capsys.readouterr().out)
+    assert len(found) == 16  # seven losses, and OpenCLIP with a frozen temperature, with two seeds each
+    assert {command[2] for command in found} == {f"LOSS={loss}" for loss in ("clip", *LOSSES)}
+    assert {command[5] for command in found} == {"--nodes=2"}
 
 
 # --- a table that is really run
