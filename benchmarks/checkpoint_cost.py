@@ -96,9 +96,8 @@ def observed_run(argv: list[str], saves: int) -> Times:
         patch.object(SnapshotSaver, "_begin", begin),
         patch.object(SnapshotSaver, "_finish", finish_save),
     ):
-        code = train(argv)
-    if code != EXIT_STOPPED:
-        raise RuntimeError(f"the training ended with exit code {code}")
+        if (code := train(argv)) != EXIT_STOPPED:
+            raise RuntimeError(f"the training ended with exit code {code}")
     return times
 
 

@@ -55,7 +55,7 @@ class Measured:
         """A score in percent: R@1 (mean of both ways), one of RECALLS, top1 or top5 (zero-shot), tuning (R@1).
 
         At the larger scales a suite of benchmarks.evaluate on the last checkpoint, or IMAGENET at the end. At all of
-        them tau, samples_per_second and minutes.
+        them tau and samples_per_second, at scale tiny minutes.
         """
         return figure(self.by_seed(name).values())
 
