@@ -26,10 +26,10 @@ from open_clip_train_fastclip.openclip import register_models
 from open_clip_train_fastclip.training.checkpointer import AsyncCheckpointer
 from open_clip_train_fastclip.training.signals import EXIT_PREEMPTED
 
-from . import glyphs
-from .command import positive
-from .processes import existing_group, in_processes
-from .records import RESULTS, finish, quartiles
+from .glyph_data import dataset
+from .harness.command import positive
+from .harness.processes import existing_group, in_processes
+from .harness.records import RESULTS, finish, quartiles
 
 RANKS, BATCH, STEPS_BETWEEN = 2, 64, 10
 SAMPLES = (1_000_000, 100_000_000, 414_080_000)  # the last is LAION400M
@@ -97,9 +97,8 @@ def observed_run(argv: list[str], saves: int) -> Times:
         patch.object(AsyncCheckpointer, "_begin", begin),
         patch.object(AsyncCheckpointer, "_finish", finish_save),
     ):
-        code = train(argv)
-    if code != EXIT_PREEMPTED:
-        raise RuntimeError(f"the training ended with exit code {code}")
+        if (code := train(argv)) != EXIT_PREEMPTED:
+            raise RuntimeError(f"the training ended with exit code {code}")
     return times
 
 
@@ -145,14 +144,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--saves", type=positive, default=3, help="of each run (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of checkpoint_cost.jsonl")
     args = parser.parse_args(argv)
-    settings = glyphs.Settings(characters=20, train_per_character=20, val_per_character=1, val_shards=1)
+    settings = dataset.Settings(characters=20, train_per_character=20, val_per_character=1, val_shards=1)
     pairs = settings.characters * settings.train_per_character
     if min(args.samples) <= pairs:
         parser.error(f"--samples {min(args.samples)}: the table must be larger than the {pairs} pairs of the data")
     rows = []
     with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as name:
         data = Path(name, "data")
-        glyphs.make(data, settings)
+        dataset.make(data, settings)
         for num_samples in args.samples:
             for mode in MODES:
                 with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as folder:

@@ -23,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.loss.config import LOSSES
 
-from .network import ASSUMPTIONS, SETTINGS, Collective, projections, table_memory
-from .one_rank import OPEN_CLIP
-from .processes import in_processes
-from .records import RESULTS, finish
+from .harness.network import ASSUMPTIONS, SETTINGS, Collective, projections, table_memory
+from .harness.one_rank import OPEN_CLIP
+from .harness.processes import in_processes
+from .harness.records import RESULTS, finish
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 RELEASED_BYTES = {"fastclip-v2": (8, 64), "fastclip-v3": (8, 24)}  # a pair's bytes into a rank: a*d + b

@@ -18,10 +18,10 @@ import torch
 from open_clip_train_fastclip.errors import UserError, one_line
 from open_clip_train_fastclip.openclip import register_models
 
-from .command import positive
-from .evaluation_tasks import SUITES, Task
-from .records import RESULTS, finish
-from .run_log import read_settings
+from .experiments.run_log import read_settings
+from .harness.command import positive
+from .harness.records import RESULTS, finish
+from .zero_shot.tasks import SUITES, Task
 
 # Settings of a run's params.txt that change what the model computes; create_model_and_transforms has the same names.
 MODEL_SETTINGS = (
@@ -31,8 +31,8 @@ MODEL_SETTINGS = (
 
 
 def load_model(args):
-    """The zero_shot.Model of the command line. Raises UserError if the checkpoint cannot be loaded into it."""
-    from .zero_shot import Model
+    """Name and scores.Model of the command line. Raises UserError if the checkpoint cannot be loaded into it."""
+    from .zero_shot.scores import Model
 
     if not args.checkpoint.is_file():
         raise UserError(f"{args.checkpoint}: there is no such file")
@@ -64,7 +64,7 @@ def _plain(text: str):
 
 def task_row(task: Task, data: Path, model) -> dict:
     """What one task gives: its value, or why there is none."""
-    from .zero_shot import evaluate
+    from .zero_shot.scores import evaluate
 
     row = {"task": task.key, "metric": task.metric, "value": None, "samples": None, "error": None}
     folder = task.find(data)

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from open_clip_train_fastclip.loss.config import LOSSES
 
-from .memory import peak_extra_bytes
-from .one_rank import FLOOR, OPEN_CLIP, Case, Features, make_step
-from .processes import in_processes
-from .records import RESULTS, finish, quartiles, ratio_quartiles
+from .harness.memory import peak_extra_bytes
+from .harness.one_rank import FLOOR, OPEN_CLIP, Case, Features, make_step
+from .harness.processes import in_processes
+from .harness.records import RESULTS, finish, quartiles, ratio_quartiles
 
 CASES = ("128x1024x512", "160x5120x512", "256x8192x512", "1024x32768x512", "256x256x512", "1024x1024x512")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

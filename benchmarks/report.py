@@ -11,31 +11,14 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from . import plots, tables, tiny
-from .cluster import RECIPES
-from .measured import IMAGENET, Measured, fewer_samples, gain, pairs, published, published_gain, read_evaluations
-from .records import QUICK, RESULTS
-from .store import DONE, Store, key_of
+from . import tables
+from .experiments import tiny
+from .experiments.measured import read_evaluations
+from .experiments.sections import section
+from .experiments.store import DONE, Store, key_of
+from .experiments.table import NOISY
+from .harness.records import QUICK, RESULTS
 
-COLUMNS = {
-    "tiny": {
-        "R@1": "R@1, mean",
-        "image_to_text_R@1": "image→text R@1",
-        "image_to_text_R@5": "R@5",
-        "text_to_image_R@1": "text→image R@1",
-        "text_to_image_R@5": "R@5",
-        "top1": "zero-shot top 1",
-        "top5": "top 5",
-        "tau": "final tau",
-    },
-    "larger": {
-        "imagenet-variants": "ImageNet & variants",
-        "retrieval": "retrieval",
-        "datacomp": "DataComp",
-        IMAGENET: "ImageNet top 1",
-        "tau": "final tau",
-    },
-}
 INTRODUCTION = """# Results
 
 Made by `python -m benchmarks.report` from [runs.jsonl](runs.jsonl), which holds command, versions, machine, date and
@@ -50,131 +33,6 @@ share of their pictures whose character is recognised among 150. Knowing everyth
 {floor1:.1f} and R@5 {floor5:.1f}, both ways; chance of zero-shot is 0.7 (top 1) and 3.3 (top 5). The settings were
 tuned on 1,000 other pairs ([Tuning](#tuning)).
 """
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def cell(figure, digits: int = 1, sign: bool = False) -> str:
-    """mean (std), or the mean alone of a single seed; empty for None."""
-    if figure is None:
-        return ""
-    text = f"{figure.mean:{'+' if sign else ''}.{digits}f}"
-    return f"{text} ({figure.std:.{digits}f})" if figure.count > 1 else text
-
-
-def status(measured: Measured) -> str:
-    """Number of finished seeds, and what failed."""
-    if measured.failed:
-        counts = Counter(run["error"] for run in measured.failed)
-        errors = "; ".join(f"{count} failed: {error}" for error, count in counts.items())
-        return f"{len(measured.done)}, {errors}"
-    return str(len(measured.done)) if measured.done else "not run"
-
-
-def _words(column):
-    return column.replace("_", " ")
-
-
-def _published_header(columns):
-    return [f"published {_words(column)}" for column in columns]
-
-
-def results_table(table: tables.Table, measured: list[Measured], scale: str) -> str:
-    """The rows of a table: measured beside published. Columns without a figure are left out."""
-    names = COLUMNS["tiny" if scale == "tiny" else "larger"]
-    columns = {name: of for name, of in names.items() if any(m.metric(name) for m in measured)}
-    beside = [published(table, m.row, _setting(scale)) for m in measured]
-    extra = list(dict.fromkeys(column for cells in beside for column in cells))
-    rows = []
-    for m, cells in zip(measured, beside, strict=True):
-        figures = [cell(m.metric(name), 3 if name == "tau" else 1) for name in columns]
-        rows.append([_label(m, scale), *figures, status(m), *(cells.get(column, "") for column in extra)])
-    return markdown(["", *columns.values(), "seeds", *_published_header(extra)], rows)
-
-
-def comparison_table(table: tables.Table, measured: list[Measured], scale: str) -> str:
-    """The gains that a table is about, with their standard errors, beside the published ones."""
-    names = ("R@1", "top1", "top5") if scale == "tiny" else ("imagenet-variants", "retrieval", "datacomp")
-    columns = COLUMNS["tiny" if scale == "tiny" else "larger"]
-    compared = pairs(table, measured)
-    beside = [published_gain(table, base.row, better.row, _setting(scale)) for _, base, better in compared]
-    extra = list(dict.fromkeys(column for cells in beside for column in cells))
-    rows = []
-    for (_, base, better), cells in zip(compared, beside, strict=True):
-        gaps = [cell(gain(better, base, name), sign=True) for name in names]
-        factor = fewer_samples(base.curve(), better.curve())
-        rows.append([f"{better.row.label} over {base.row.label}", *gaps, f"{factor:.2f}" if factor else ""])
-        rows[-1] += [cells.get(column, "") for column in extra]
-    header = ["gain (standard error)", *(columns[name] for name in names), "fewer samples, times"]
-    return markdown([*header, *_published_header(extra)], rows)
-
-
-def _setting(scale):
-    return "medium" if scale == "tiny" else scale
-
-
-def _label(m: Measured, scale: str) -> str:
-    row = m.row
-    usual = scale != "tiny" or (row.batch, row.ranks) == (32, 1)
-    return row.label if usual else f"{row.label} ({row.batch} pairs, {row.ranks} rank{'s' * (row.ranks > 1)})"
-
-
-def tuning_table(measured: list[Measured], used: set[str]) -> str:
-    """One line a point of the grid; the best of each loss in bold, and which one the other tables take."""
-    groups: dict[str, list[Measured]] = {}
-    for m in measured:
-        groups.setdefault(m.row.label.split(":")[0], []).append(m)
-    rows = []
-    for group in groups.values():
-        scores = {m.row.name: m.metric("tuning").mean for m in group if m.done}
-        for m in group:
-            score = f"{scores[m.row.name]:.1f}" if m.done else ""
-            if m.done and scores[m.row.name] == max(scores.values()):
-                score = f"**{score}**"
-            taken = key_of(tiny.settings_of(m.row, 0)) in used
-            rows.append([m.row.label, score, cell(m.metric("tau"), 3), status(m), "yes" if taken else ""])
-    return markdown(["", "R@1 on the tuning pairs", "final tau", "seeds", "taken"], rows)
-
-
-def step_time_table(table: tables.Table, measured: list[Measured], scale: str) -> str:
-    """Milliseconds of a step by part; published ones only where the measured ones are of GPUs too."""
-    beside = [{} if scale == "tiny" else published(table, m.row, scale) for m in measured]
-    extra = list(dict.fromkeys(column for cells in beside for column in cells))
-    parts = list(dict.fromkeys(part for m in measured for part in m.step_time()))
-    rows = [
-        [_label(m, scale), *(f"{m.step_time()[part]:.1f}" if m.done else "" for part in parts), status(m)]
-        + [cells.get(column, "") for column in extra]
-        for m, cells in zip(measured, beside, strict=True)
-    ]
-    return markdown(["ms a step", *(_words(part) for part in parts), "runs", *_published_header(extra)], rows)
-
-
-def section(name: str, store: Store, evaluations: dict, used: set[str], quick: bool) -> str:
-    """All that is known of one table."""
-    table = tables.load(name)
-    parts = [f"## {table.title}", table.question]
-    for scale in table.scales:
-        rows = [tables.quick(row) if quick else row for row in table.rows_at(scale)]
-        measured = [Measured(row, scale, store, evaluations) for row in rows]
-        is_run = any(m.done or m.failed for m in measured)
-        if scale != "tiny" and not is_run and not any(published(table, m.row, scale) for m in measured):
-            continue
-        place = scale if scale == "tiny" else f"{scale} ({RECIPES[scale]})"
-        parts.append(f"### Scale {place}: `python -m benchmarks.run {name} --scale {scale}`")
-        if table.kind == "tuning":
-            parts.append(tuning_table(measured, used))
-        elif table.kind == "step_time":
-            parts.append(step_time_table(table, measured, scale))
-        else:
-            parts.append(results_table(table, measured, scale))
-            if table.comparisons and is_run:
-                parts.append(comparison_table(table, measured, scale))
-        parts.append(plots.draw(name, measured, scale, store.path.parent))
-    return "\n\n".join(filter(None, [*parts, table.notes]))
 
 
 def circumstances(rows: list[dict]) -> str:
@@ -200,16 +58,14 @@ def render(folder: Path, quick: bool = False) -> str:
     store, evaluations = Store(folder), read_evaluations(folder)
     done = [row for row in store.rows.values() if row["status"] == DONE]
     others = [tables.load(name) for name in tables.NAMES if name != "map"]  # which has other rates beside the chosen
-    rows = [row for table in others if table.kind != "tuning" for row in table.rows_at("tiny")]
-    used = {key_of(tiny.settings_of(tables.quick(row) if quick else row, 0)) for row in rows}
+    rows = [row for table in others if table.kind != "tuning" for row in table.rows_at("tiny", quick)]
+    used = {key_of(tiny.settings_of(row, 0)) for row in rows}
     text = [INTRODUCTION.strip(), circumstances(done) if done else "Nothing was run yet."]
-    usual = next(
-        (row for row in done if row["scale"] == "tiny" and row["settings"]["data"] == asdict(tables.NOISY)), None
-    )
+    usual = next((row for row in done if row["scale"] == "tiny" and row["settings"]["data"] == asdict(NOISY)), None)
     if usual:
         facts = {"epochs": usual["settings"]["epochs"], "train_pairs": usual["train_pairs"]}
         text.append(TINY.strip().format(**facts, floor1=usual["floor"]["R@1"], floor5=usual["floor"]["R@5"]))
-    sections = [section(name, store, evaluations, used, quick) for name in tables.NAMES]
+    sections = [section(name, tables.load(name), store, evaluations, used, quick) for name in tables.NAMES]
     return "\n\n".join([*text, *sections]) + "\n"
 
 

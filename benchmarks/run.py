@@ -15,29 +15,23 @@ from pathlib import Path
 
 from open_clip_train_fastclip.errors import UserError
 
-from . import cluster, tables, tiny
-from .command import exit_code_of, positive
-from .records import QUICK, RESULTS
-from .store import Store, key_of
+from . import tables
+from .experiments import cluster, tiny
+from .experiments.store import Store
+from .experiments.table import SCALES, Row
+from .harness.command import exit_code_of, positive
+from .harness.records import QUICK, RESULTS
 
 
-def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[tables.Row, int]]:
+def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[Row, int]]:
     """Every (row, seed) of the tables at a scale, in order."""
-    rows = [row for name in names for row in tables.load(name).rows_at(scale)]
-    if quick:
-        rows = [tables.quick(row) for row in rows]
+    rows = [row for name in names for row in tables.load(name).rows_at(scale, quick)]
     return [(row, seed) for row in rows for seed in range(min(seeds, row.seeds))]
 
 
 def run_tiny(args, store: Store) -> int:
     """Trains on this machine; returns the exit code."""
-    wanted, keys = [], set()
-    for row, seed in planned(args.tables, "tiny", args.seeds, args.quick):
-        key = key_of(tiny.settings_of(row, seed))
-        if key not in keys and not store.is_done(key):
-            wanted.append((row, seed))
-        keys.add(key)
-    print(f"{len(keys)} runs, {len(keys) - len(wanted)} of them finished before", flush=True)
+    wanted = store.missing(tiny.by_key(planned(args.tables, "tiny", args.seeds, args.quick)))
     if args.dry_run:
         for row, seed in wanted:
             print(shlex.join(["python", *tiny.make_run(row, seed, "").command]))
@@ -54,9 +48,7 @@ def run_larger(args, store: Store) -> int:
     jobs = [cluster.Job(row, args.scale, seed) for row, seed in rows if not (local and row.nodes)]
     if len(jobs) < len(rows):
         print("left out: the rows that are about the number of nodes, which take --launcher slurm")
-    jobs = {job.key: job for job in jobs}
-    missing = [job for job in jobs.values() if not store.is_done(job.key)]
-    print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished before", flush=True)
+    missing = store.missing({job.key: job for job in jobs})
     if args.dry_run:
         for job in missing:
             print(shlex.join(["python", *job.local_run(gpus).command] if local else job.submission))
@@ -86,8 +78,8 @@ def run(args) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, 1 (a run failed) or 2 (wrong input)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run what is missing of a table.")
-    parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.NAMES)}")
-    parser.add_argument("--scale", choices=tables.SCALES, required=True)
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.KNOWN)}")
+    parser.add_argument("--scale", choices=SCALES, required=True)
     parser.add_argument("--launcher", choices=("local", "slurm"), help="default: local at scale tiny, else slurm")
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="most seeds of a row (default: 3)")
     parser.add_argument(

@@ -34,10 +34,10 @@ from open_clip_train_fastclip.openclip import register_models
 from open_clip_train_fastclip.openclip.hooks import Run
 from open_clip_train_fastclip.openclip.patches import applied
 
-from .command import positive
-from .processes import existing_group, in_processes
-from .records import RESULTS, finish, quartiles, ratio_quartiles
-from .table_cost import table_rows
+from .harness.command import positive
+from .harness.processes import existing_group, in_processes
+from .harness.records import RESULTS, finish, quartiles, ratio_quartiles
+from .harness.table_cost import table_rows
 
 CASES = ("ViT-Glyph-32:64", "ViT-Glyph-32:512", "ViT-S-32:32")
 CLIP_FLAGS = {1: "--loss clip", 2: "--loss clip --local-loss --gather-with-grad"}

@@ -16,10 +16,10 @@ from pathlib import Path
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.training.profiling import FOLDER
 
-from .command import exit_code_of
-from .records import RESULTS, finish
-from .run_log import read_settings
-from .trace_times import read_trace, step_times
+from .experiments.run_log import read_settings
+from .harness.command import exit_code_of
+from .harness.records import RESULTS, finish
+from .harness.trace_times import read_trace, step_times
 
 # What is kept of a run's settings with its rows: our name, the flag's.
 SETTINGS = {"algorithm": "loss"} | {name: name for name in ("model", "batch_size", "accum_freq", "world_size")}

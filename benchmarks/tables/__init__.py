@@ -1,90 +1,21 @@
 """The tables of the benchmarks: one file each, which says what is compared. The file's name is the table's."""
 
 import importlib
-import math
-from dataclasses import dataclass, field, replace
 
 from open_clip_train_fastclip.errors import UserError
 
-from ..glyphs import Settings
+from ..experiments.table import Table
 
-SCALES = ("tiny", "medium", "large", "xlarge")
 NAMES = (
     "gamma_schedule", "temperature", "optimizers", "scaling", "step_time", "laion400m", "gradients", "memory",
     "map", "tuning", "tuning_optimizers",
 )  # fmt: skip
 QUICK_NAMES = NAMES[:8]  # of run --quick all: those that answer a question of the paper's
-# 4,500 training pairs, 30% of them with a wrong caption. Of the 3,000 held-out pairs in 6 shards the first 2,000 are
-# reported and the last 1,000 are for tuning.
-NOISY = Settings(val_per_character=20, val_shards=6)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting that is trained with several seeds. Rows of two tables with the same settings share their runs.
-
-    Flags are a dict from the flag to its value, None for a switch.
-    """
-
-    name: str  # of its runs' folders
-    label: str  # in the report
-    loss: str
-    flags: dict = field(default_factory=dict)  # at every scale
-    tiny: dict = field(default_factory=dict)  # at scale tiny alone
-    larger: dict = field(default_factory=dict)  # at the other scales, beyond the recipe's
-    data: Settings = NOISY  # tiny
-    batch: int = 32  # tiny: pairs of the global batch
-    ranks: int = 1  # tiny
-    epochs: int = 12  # tiny
-    curve: bool = False  # tiny: evaluate every second epoch too
-    seeds: int = 3  # tiny: at most so many
-    nodes: int | None = None  # larger scales; None: those that the recipe was published on
-    scales: tuple[str, ...] = SCALES
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """`better` is expected above `base`; both are names of rows."""
-
-    base: str
-    better: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """What one table shows.
-
-    published: files of benchmarks/published, whose rows are found by the loss and the number of nodes;
-    published_gaps: one of the gains in `comparisons`, found by the number of nodes.
-    """
-
-    title: str
-    question: str
-    rows: tuple[Row, ...]
-    comparisons: tuple[Comparison, ...] = ()
-    published: tuple[str, ...] = ()
-    published_gaps: str | None = None
-    kind: str = "scores"  # or "tuning" (scores of the tuning pairs) or "step_time"
-    scales: tuple[str, ...] = SCALES
-    notes: str = ""  # what we make of the outcome
-
-    def rows_at(self, scale: str) -> list[Row]:
-        """The rows that are run at a scale."""
-        return [row for row in self.rows if scale in self.scales and scale in row.scales]
-
-
-def quick(row: Row) -> Row:
-    """The same with one seed and a third of the epochs, to try a table."""
-    return replace(row, seeds=1, epochs=math.ceil(row.epochs / 3))
-
-
-def arguments_of(flags: dict) -> list[str]:
-    """A dict of flags as words of a command line, where a later one wins over an earlier one."""
-    return [word for flag, value in flags.items() for word in ([flag] if value is None else [flag, str(value)])]
+KNOWN = (*NAMES, "quickstart")  # which benchmarks.quickstart runs and shows: it is in no report, nor in run all
 
 
 def load(name: str) -> Table:
-    """The table of that name. Raises UserError for another name than those of NAMES."""
-    if name not in NAMES:
-        raise UserError(f"there is no table {name}: take one of {', '.join(NAMES)}, or all")
+    """The table of that name. Raises UserError for another name than those of KNOWN."""
+    if name not in KNOWN:
+        raise UserError(f"there is no table {name}: take one of {', '.join(KNOWN)}, or all")
     return importlib.import_module(f"{__name__}.{name}").TABLE

@@ -1,6 +1,6 @@
 """Does gamma that falls by a cosine do better than a constant one?"""
 
-from . import Comparison, Table
+from ..experiments.table import Comparison, Table
 from .settings import ISOGCLR, SOGCLR, V1, V2
 
 TABLE = Table(

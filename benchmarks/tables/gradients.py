@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import Comparison, Table
+from ..experiments.table import Comparison, Table
 from .settings import V2, V3
 
 PAPER = {"--fastclip-gradients": "paper"}

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import Comparison, Table
+from ..experiments.table import Comparison, Table
 from .settings import CLIP, FROZEN, V3
 
 EVALUATED = {"--imagenet-val": "$IMAGENET_VAL", "--zeroshot-frequency": 1}  # after every epoch

@@ -6,7 +6,7 @@ back by what was tuned on other data.
 
 from dataclasses import replace
 
-from . import NOISY, Comparison, Table
+from ..experiments.table import NOISY, Comparison, Table
 from .memory import NO_MEMORY
 from .scaling import at
 from .settings import CLIP, FROZEN, V1, V3

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import Comparison, Table
+from ..experiments.table import Comparison, Table
 from .settings import CLIP, FROZEN, V1, V3
 
 # With gamma 1 u is the batch's own g: what is left of the loss is that the right pair is not among the negatives.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import Table
+from ..experiments.table import Table
 from .settings import V3
 
 # At scale tiny the rate of each optimizer is the best of these on the tuning pairs; LAMB had two more than the others

@@ -8,7 +8,7 @@ all seeds). It is a lower bound of what a shorter run would need, since every ru
 import math
 from dataclasses import replace
 
-from . import Comparison, Table
+from ..experiments.table import Comparison, Table
 from .settings import CLIP, FROZEN, V3
 
 BATCHES = {32: 1, 64: 1, 128: 2, 256: 4}  # global batch: ranks, at scale tiny

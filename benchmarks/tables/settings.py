@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import Row
+from ..experiments.table import Row
 
 LEARNED = {"--lr": 2.5e-4, "--temperature": 0.07}
 CLIP = Row("clip", "OpenCLIP", "clip", tiny=LEARNED, curve=True)

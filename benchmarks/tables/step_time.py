@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from . import SCALES, Table
+from ..experiments.table import SCALES, Table
 from .settings import CLIP, V1, V2, V3
 
 PROFILED = {"--profile": None}

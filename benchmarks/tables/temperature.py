@@ -1,6 +1,6 @@
 """Which rule for the temperature is best?"""
 
-from . import Table
+from ..experiments.table import Table
 from .settings import CLIP, FROZEN, V0, V1, V2, V3
 
 TABLE = Table(

@@ -8,7 +8,7 @@ same. The frozen temperature is OpenCLIP's; fastclip-v0 has v1's settings, sogcl
 
 from dataclasses import replace
 
-from . import Table
+from ..experiments.table import Table
 from .settings import CLIP, V1, V2, V3
 
 RATE = 5e-4

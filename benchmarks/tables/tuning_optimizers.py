@@ -1,6 +1,6 @@
 """The learning rates from which optimizers.py takes its values: three of each optimizer, five of LAMB, one seed."""
 
-from . import Table
+from ..experiments.table import Table
 from .optimizers import GRID, LABELS, with_optimizer
 
 TABLE = Table(

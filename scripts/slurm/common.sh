@@ -88,8 +88,8 @@ rehearsal_data() {
     if [[ ! -d $data ]]; then
         mkdir -p "$repository/data"
         made=$(mktemp -d "$data.XXXXXX")
-        (cd "$repository" && python -m benchmarks.glyphs --out "$made/glyphs" --characters 32 --train-per-character 16 \
-            --val-per-character 4 --train-shards 32 --val-shards 1) >&2 || die "benchmarks.glyphs made no data"
+        (cd "$repository" && python -m benchmarks.glyph_data --out "$made/glyphs" --characters 32 --train-per-character 16 \
+            --val-per-character 4 --train-shards 32 --val-shards 1) >&2 || die "benchmarks.glyph_data made no data"
         mv -nT "$made/glyphs" "$data"
         rm -rf "$made"
     fi

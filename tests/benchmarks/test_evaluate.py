@@ -21,8 +21,9 @@ from make_data import image_of, write_tar
 from torch.nn.functional import normalize
 
 pytest.importorskip("clip_benchmark", reason="clip_benchmark is missing: pip install -e '.[evaluate]'")
-from benchmarks import evaluate, zero_shot
-from benchmarks.evaluation_tasks import DATACOMP, IMAGENET_VARIANTS, RETRIEVAL, SUITES
+from benchmarks import evaluate
+from benchmarks.zero_shot import scores
+from benchmarks.zero_shot.tasks import DATACOMP, IMAGENET_VARIANTS, RETRIEVAL, SUITES
 
 EVAL_SH = Path(__file__).parents[2] / "scripts" / "slurm" / "eval.sh"
 MODEL = "ViT-Glyph-32"
@@ -46,7 +47,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(checkpoint):
     loaded, _, transform = open_clip.create_model_and_transforms(MODEL, pretrained=str(checkpoint))
-    return zero_shot.Model(loaded.eval(), transform, open_clip.get_tokenizer(MODEL), "cpu", batch_size=4, workers=0)
+    return scores.Model(loaded.eval(), transform, open_clip.get_tokenizer(MODEL), "cpu", batch_size=4, workers=0)
 
 
 @torch.no_grad()
@@ -186,23 +187,21 @@ def test_the_worst_group_counts(key, value, model, tmp_path):
     groups = [0, 0, 0, 0, 5, 5, 5, 5, 2, 2]
     ranks = [0, 0, 4, 5, 0, 4, 5, 6, 0, 0]  # right: 2/4, 1/4, 2/2; among the first five: 3/4, 2/4, 2/2
     make_classification(tmp_path, model, range(40, 50), ranks, groups)
-    assert zero_shot.evaluate(TASKS[key], tmp_path, model) == (value, 10)
+    assert scores.evaluate(TASKS[key], tmp_path, model) == (value, 10)
 
 
 def test_metrics_over_classes():
     logits = torch.eye(3)[[0, 0, 1, 1, 1]]  # predictions
     target = torch.tensor([0, 0, 0, 1, 2])
-    assert zero_shot.classification_metric("acc1", logits, target) == pytest.approx(3 / 5)
-    assert zero_shot.classification_metric("mean_per_class_recall", logits, target) == pytest.approx(
-        (2 / 3 + 1 + 0) / 3
-    )
+    assert scores.classification_metric("acc1", logits, target) == pytest.approx(3 / 5)
+    assert scores.classification_metric("mean_per_class_recall", logits, target) == pytest.approx((2 / 3 + 1 + 0) / 3)
     # F1: class 0 has precision 1 and recall 2/3, class 1 has 1/3 and 1, class 2 is never predicted
-    assert zero_shot.classification_metric("F1-macro_all", logits, target) == pytest.approx((0.8 + 0.5 + 0) / 3)
+    assert scores.classification_metric("F1-macro_all", logits, target) == pytest.approx((0.8 + 0.5 + 0) / 3)
 
 
 def test_f1_is_over_the_classes_that_occur():
     logits, target = torch.eye(3)[[0, 2]], torch.tensor([0, 0])
-    assert zero_shot.classification_metric("F1-macro_all", logits, target) == pytest.approx(2 / 3)
+    assert scores.classification_metric("F1-macro_all", logits, target) == pytest.approx(2 / 3)
 
 
 def test_winogavil(model, tmp_path):
@@ -218,7 +217,7 @@ def test_winogavil(model, tmp_path):
     prompts = []
     listening = dataclasses.replace(model, tokenizer=lambda texts: prompts.extend(texts) or model.tokenizer(texts))
     # Chosen and right share one of three for the first cue, all for the second; the third has too few candidates.
-    assert zero_shot.evaluate(TASKS["misc/winogavil"], tmp_path, listening) == (pytest.approx((1 / 3 + 1) / 2), 3)
+    assert scores.evaluate(TASKS["misc/winogavil"], tmp_path, listening) == (pytest.approx((1 / 3 + 1) / 2), 3)
     assert prompts == ["An apple", "A tree"]
 
 
@@ -262,7 +261,7 @@ def test_a_checkpoint_without_its_run_needs_a_model(variants, checkpoint, tmp_pa
 
 
 def test_the_missing_package_is_named(variants, checkpoint, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "benchmarks.zero_shot")
+    monkeypatch.delitem(sys.modules, "benchmarks.zero_shot.scores")
     monkeypatch.setitem(sys.modules, "clip_benchmark", None)
     monkeypatch.setitem(sys.modules, "clip_benchmark.datasets.builder", None)
     assert evaluate.main([str(checkpoint), "--suite", "imagenet-variants", "--data", str(variants)]) == 2

@@ -1,13 +1,17 @@
 """make quickstart: one command line for every loss, honest failures, runs used again, and the table."""
 
 import json
-import shlex
+from dataclasses import replace
 
 import pytest
 
-from benchmarks import glyphs, quickstart, quickstart_table, run_log
-from benchmarks.training_runs import Run, train_all
-from open_clip_train_fastclip.errors import UserError
+from benchmarks import quickstart, run
+from benchmarks.experiments import run_log, tiny
+from benchmarks.experiments.glyph_scores import RECALLS
+from benchmarks.experiments.table import Kept, arguments_of
+from benchmarks.experiments.training_runs import Run, train_all
+from benchmarks.glyph_data import dataset
+from benchmarks.tables.quickstart import TABLE
 from open_clip_train_fastclip.loss.config import LOSSES
 from open_clip_train_fastclip.openclip.flags import FLAGS
 
@@ -22,6 +26,7 @@ with open(folder.parent / "started", "a") as f:
     f.write(folder.name + "\\n")
 if folder.name == "clip-frozen":
     sys.exit("ValueError: no such thing")
+(folder / "checkpoints" / "epoch_2.pt").touch()
 with open(folder / "out.log", "w") as f:
     for epoch in range(2):
         f.write(f"Train Epoch: {epoch} [ 32/128 (25%)] Data (t): 0.1 Batch (t): 0.200, 9/s Logit Scale: 14.285 \\n")
@@ -34,7 +39,7 @@ with open(folder / "checkpoints" / "results.jsonl", "w") as f:
         f.write(json.dumps({**recalls, "epoch": epoch}) + "\\n")
 """
 INFO = {
-    "settings": {"train_shards": 16, "val_shards": 4, "mismatched": 0.3},
+    "settings": {"mismatched": 0.3},
     "train_pairs": 4500,
     "mismatched_pairs": 1350,
     "val_pairs": 2400,
@@ -45,82 +50,109 @@ INFO = {
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
+    """Nothing is drawn, trained or scored; the settings and folder of data that are asked for are in `made`."""
     (tmp_path / "trainer.py").write_text(TRAINER)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Run, "command", property(lambda run: [str(tmp_path / "trainer.py"), *run.arguments]))
-    return tmp_path / "runs"
+    made = {}
+    monkeypatch.setattr(dataset, "make", lambda out, settings: made.update({str(out): settings}) or INFO)
+    monkeypatch.setattr(tiny, "scores", scores_of_openclip)
+    monkeypatch.setattr(tiny, "floor", lambda data: INFO["floor"])
+    return made
 
 
-def make_plan(losses, logs, **changes):
-    return quickstart.plan(losses, logs.parent / "data", logs, {**INFO, **changes}, epochs=2)
+def scores_of_openclip(checkpoint, data):
+    """Those that the run itself has found last."""
+    last = run_log.read_results(checkpoint.parents[1])[-1]
+    return {"reported": {name: 100 * last[name] for name in RECALLS}}
 
 
-def started(logs):
-    return (logs / "started").read_text().split()
+def started(folder):
+    return (folder / "runs" / "quickstart" / "started").read_text().split()
 
 
-def test_only_the_loss_flags_differ_between_the_rows(tmp_path):
-    runs = quickstart.plan(list(quickstart.LOSSES), tmp_path, tmp_path, INFO, epochs=12)
-    for run in runs:
-        own = shlex.split(quickstart.LOSSES[run.name])
-        assert run.arguments[: len(own)] == own and run.arguments[-1] == run.name
-        assert run.arguments[len(own) : -1] == runs[0].arguments[2:-1]
-    assert "--warmup 85 " in " ".join(runs[0].arguments) + " "  # 5% of 12 x 141 steps
+def test_only_the_loss_flags_differ_between_the_rows():
+    commands = {row.name: tiny.make_run(row, 0, "").arguments for row in TABLE.rows}
+    for row in TABLE.rows:
+        arguments, own = commands[row.name], arguments_of(row.flags)
+        assert arguments[:2] == ["--loss", row.loss] and arguments[-2:] == ["--name", row.name]
+        place = arguments.index(own[0]) if own else 0
+        assert arguments[place : place + len(own)] == own
+        assert arguments[2:place] + arguments[max(2, place + len(own)) : -1] == commands["clip"][2:-1]
+    assert "--warmup 85 " in " ".join(commands["clip"])  # 5% of 12 x 141 steps
 
 
 def test_every_flag_of_a_row_is_one_of_ours():
-    words = shlex.split(" ".join(quickstart.LOSSES.values()))
-    assert {word for word in words if word.startswith("--")} <= {*(flag.name for flag in FLAGS), "--temperature"}
-    assert {words[i + 1] for i, word in enumerate(words) if word == "--loss"} <= {"clip", *LOSSES}
+    assert {flag for row in TABLE.rows for flag in row.flags} <= {*(flag.name for flag in FLAGS), "--temperature"}
+    assert {row.loss for row in TABLE.rows} <= {"clip", *LOSSES}
 
 
-def test_table_curves_and_reuse(stand_in):
-    losses = ["clip", "fastclip-v3"]
-    train_all(make_plan(losses, stand_in), jobs=2)
-    runs = make_plan(losses, stand_in)
-    train_all(runs, jobs=2)  # the same command and data: nothing is started
-    assert sorted(started(stand_in)) == sorted(losses)
-    text = quickstart_table.write_table(runs, INFO, stand_in)
+def test_table_curves_and_reuse(stand_in, tmp_path, capsys):
+    arguments = ["--losses", "clip", "fastclip-v3", "clip", "--jobs", "2"]
+    assert quickstart.main(arguments) == quickstart.main(arguments) == 0
+    assert sorted(started(tmp_path)) == ["clip", "fastclip-v3"]  # nothing is started the second time
+    folder = tmp_path / "runs" / "quickstart"
+    text = (folder / "table.md").read_text()
+    output = capsys.readouterr().out
+    assert output.count(text) == 2 and "2 runs, 2 of them finished before" in output
     lines = text.splitlines()
     assert "30% of their captions are wrong" in lines[0] and "R@1 12.0 and R@5 58.8" in lines[-1]
+    assert lines[0].endswith("(12 epochs, one seed, one CPU thread a run)") and len(lines[2]) == len(lines[5])
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:6]]
-    assert cells[0] == list(quickstart_table.HEADER)
+    assert cells[0] == [
+        *("loss", "batch", "image→text R@1", "R@5", "text→image R@1", "R@5", "final tau", "samples/s", "minutes")
+    ]
     assert cells[2][:7] == ["OpenCLIP", "32", "5.0", "25.0", "5.0", "25.0", "0.050"]
     assert cells[3][0] == "fastclip-v3" and cells[3][6] == "0.031"
-    assert cells[2][7] == "256"  # 128 pairs an epoch, one batch in 0.2 s and three in 0.1 s each
-    assert (stand_in / "table.md").read_text() == text and (stand_in / "curves.png").stat().st_size > 1000
-    rows = json.loads((stand_in / "table.json").read_text())["rows"]
-    assert rows[1]["tau"] == 0.031 and "--loss fastclip-v3" in rows[1]["command"]
-    train_all(make_plan(["clip"], stand_in, sha256="other data"), jobs=1)
-    assert started(stand_in).count("clip") == 2
+    assert cells[2][7:] == ["256", "0.0"]  # 128 pairs an epoch, one batch in 0.2 s and three in 0.1 s each
+    assert (folder / "curves.png").stat().st_size > 1000
+    table = json.loads((folder / "table.json").read_text())
+    assert table["rows"][1]["tau"] == 0.031 and "--loss fastclip-v3" in table["rows"][1]["command"]
+    assert table["data"] == INFO and (folder / "fastclip-v3" / "checkpoints" / "epoch_2.pt").is_file()
 
 
-def test_a_failed_run_shows_its_last_line_and_the_exit_code_is_not_zero(stand_in, monkeypatch, capsys):
-    monkeypatch.chdir(stand_in.parent)
-    monkeypatch.setattr(glyphs, "make", lambda out, settings: INFO)
-    monkeypatch.setattr(quickstart, "EPOCHS", 2)
+def test_runs_on_other_data_are_not_used_again(stand_in, tmp_path, monkeypatch, capsys):
+    assert quickstart.main(["--losses", "clip"]) == 0
+    train_all([tiny.make_run(TABLE.rows[0], 0, "other data")], jobs=1)
+    assert started(tmp_path) == ["clip", "clip"]
+    monkeypatch.setattr(dataset, "make", lambda out, settings: {**INFO, "sha256": "other data"})
+    assert quickstart.main(["--losses", "clip", "fastclip-v3"]) == 2
+    assert "data/glyphs differs from the data of the runs in runs/quickstart/runs.jsonl" in capsys.readouterr().err
+
+
+def test_a_failed_run_shows_its_last_line_and_the_exit_code_is_not_zero(stand_in, tmp_path, capsys):
     assert quickstart.main(["--losses", "clip-frozen", "clip", "--jobs", "1"]) == 1
     output = capsys.readouterr().out
     assert "OpenCLIP, temperature frozen failed: ValueError: no such thing" in output and "| OpenCLIP  " in output
+    assert "| OpenCLIP, temperature frozen | failed |" in output
     assert quickstart.main(["--losses", "clip-frozen", "clip"]) == 1  # the failed run is tried again, the other is not
-    assert started(stand_in.parent / "runs" / "quickstart") == ["clip-frozen", "clip", "clip-frozen"]
+    assert started(tmp_path) == ["clip-frozen", "clip", "clip-frozen"]
+    rows = json.loads((tmp_path / "runs" / "quickstart" / "table.json").read_text())["rows"]
+    assert rows[0]["failed"] == "ValueError: no such thing"
 
 
-def test_a_folder_that_is_not_a_run_of_ours_is_left_alone(stand_in):
-    (stand_in / "clip").mkdir(parents=True)
-    (stand_in / "clip" / "precious").touch()
-    with pytest.raises(UserError, match="move it away"):
-        train_all(make_plan(["clip"], stand_in), jobs=1)
-    assert (stand_in / "clip" / "precious").exists()
+def test_a_folder_that_is_not_a_run_of_ours_is_left_alone(stand_in, tmp_path, capsys):
+    precious = tmp_path / "runs" / "quickstart" / "clip" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    assert quickstart.main(["--losses", "clip"]) == 2
+    assert "move it away" in capsys.readouterr().err and precious.exists()
 
 
-def test_another_share_of_wrong_captions_has_folders_of_its_own(stand_in, monkeypatch):
-    monkeypatch.chdir(stand_in.parent)
-    made = []
-    monkeypatch.setattr(glyphs, "make", lambda out, settings: made.append((str(out), settings.mismatched)) or INFO)
-    monkeypatch.setattr(quickstart, "EPOCHS", 2)
+def test_another_share_of_wrong_captions_has_folders_of_its_own(stand_in, tmp_path):
     assert quickstart.main(["--losses", "clip", "--mismatched", "0"]) == 0
-    assert made == [("data/glyphs-mismatched-0", 0.0)]
-    assert (stand_in.parent / "runs" / "quickstart-mismatched-0" / "table.md").is_file()
+    assert stand_in == {"data/glyphs-mismatched-0": dataset.Settings(mismatched=0.0)}
+    assert (tmp_path / "runs" / "quickstart-mismatched-0" / "table.md").is_file()
+
+
+def test_the_runner_of_the_tables_runs_the_same_and_a_quick_try_leaves_its_folders_alone(stand_in, tmp_path):
+    assert run.main(["quickstart", "--scale", "tiny", "--results", "results"]) == 1
+    runs = tmp_path / "runs" / "quickstart"
+    assert {path.name for path in runs.iterdir() if path.is_dir()} == {row.name for row in TABLE.rows}
+    assert quickstart.main(["--losses", "clip", "fastclip-v3"]) == 0
+    assert len(started(tmp_path)) == len(TABLE.rows)
+    assert run.main(["quickstart", "--scale", "tiny", "--quick"]) == 0
+    assert len(started(tmp_path)) == len(TABLE.rows)
 
 
 def test_misspelt_loss_is_refused(capsys):
@@ -130,13 +162,15 @@ def test_misspelt_loss_is_refused(capsys):
 
 
 def test_a_real_run_of_one_epoch(tmp_path):
-    """The log and the results of the real command line are what run_log reads."""
-    settings = glyphs.Settings(characters=4, train_per_character=32, val_per_character=8, train_shards=2, val_shards=1)
-    info = glyphs.make(tmp_path / "data", settings)
-    run = quickstart.plan(["fastclip-v3"], tmp_path / "data", tmp_path / "runs", info, epochs=1)[0]
-    train_all([run], jobs=1)
-    assert run.error is None and run.record["exit_code"] == 0, run.error
-    log, results = run_log.read_log(run.folder), run_log.read_results(run.folder)
-    assert run_log.samples_done(log) == run.steps * run.batch == 128 and run_log.samples_per_second(log) > 1
-    assert 0.01 < run_log.final_temperature(log) < 0.1 and len(results) == 1
+    """The log and the results of the real command line are what run_log reads, and the table has OpenCLIP's scores."""
+    data = dataset.Settings(characters=8, train_per_character=16, val_per_character=8, train_shards=2)
+    kept = Kept(tmp_path / "data", tmp_path / "runs")
+    row = replace(TABLE.rows[-1], data=data, epochs=1, kept=kept)
+    assert quickstart.compare([row], jobs=1) == 0
+    folder = kept.runs / "fastclip-v3"
+    log, results = run_log.read_log(folder), run_log.read_results(folder)
+    assert run_log.samples_done(log) == 128 and run_log.samples_per_second(log) > 1
+    (shown,) = json.loads((kept.runs / "table.json").read_text())["rows"]
+    assert 0.01 < shown["tau"] < 0.1 and len(results) == 1
     assert 0 <= results[0]["text_to_image_R@1"] <= 1
+    assert {name: shown[name] for name in RECALLS} == {name: round(100 * results[0][name], 2) for name in RECALLS}

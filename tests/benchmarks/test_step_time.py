@@ -11,7 +11,7 @@ import torch
 from cli import TINY, run_forked
 
 from benchmarks import step_time
-from benchmarks.trace_times import step_times
+from benchmarks.harness.trace_times import step_times
 from open_clip_train_fastclip.main import main
 from open_clip_train_fastclip.training.profiling import FOLDER
 from open_clip_train_fastclip.training.save_trigger import SaveTrigger

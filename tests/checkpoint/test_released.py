@@ -397,9 +397,6 @@ def shards_with_json_keys(folder):
 
 @pytest.mark.parametrize("loss", ["fastclip-v1", "fastclip-v2", "fastclip-v3"])
 def test_our_command_line_resumes_the_result(loss, released, tmp_path):
-    from open_clip_train_fastclip.main import __file__ as package
-
-    open_clip.add_model_config(f"{package.rpartition('/')[0]}/model_configs")
     contents = released_checkpoint("ViT-Glyph-32", loss)
     path, before = converted(contents, tmp_path, loss)
     flags = ["--loss", loss, "--resume", path, "--sample-id", "json-key", "--data-size", 64, "--epochs", 3]

@@ -1,9 +1,7 @@
 """The recipes of the batch scripts give the published settings, and flags that the training command takes."""
 
-import subprocess
-
 import pytest
-from resolved_flags import SLURM, config, recipe_flags, released_command, resolved
+from resolved_flags import config, recipe_flags, released_command, resolved
 
 RECIPES = ("medium_cc3m", "large_cc12m", "xlarge_laion400m")
 LOSSES = ("clip", "siglip", "sogclr", "isogclr", *(f"fastclip-v{i}" for i in range(4)))
@@ -42,30 +40,3 @@ def test_recipes_are_the_published_commands(recipe, loss, command):
     assert {name: getattr(ours, name) for name in same} == {name: getattr(released, name) for name in same}
     if loss == "clip":
         assert (ours.local_loss, ours.gather_with_grad) == (released.local_loss, released.gather_with_grad)
-
-
-def test_the_dry_run_of_a_table_prints_one_command_for_each_loss_and_seed():
-    script = SLURM / "submit_benchmark.sh"
-    command = [script, "large", "--dry-run", "--seeds", "1 2", "--", "--workers", "8"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split("\n")
-    assert len(lines) == 14
-    assert lines[-1].strip() == (
-        "env RECIPE=large_cc12m LOSS=v3 sbatch --job-name=large_cc12m-v3-seed2 --nodes=2 "
-        f"{SLURM}/fastclip_32gpu.sh --name large_cc12m-v3-seed2 --seed 2 --workers 8"
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["small"], "usage: submit_benchmark.sh medium|large"),
-        (["medium", "--nodes"], "usage:"),
-        (["medium", "--seeds", "a"], "--seeds takes whole numbers"),
-        (["medium", "--dry-run", "--", "--loss", "clip"], "--loss differs between the runs: leave it out"),
-    ],
-)
-def test_wrong_input_of_the_table_is_one_line(arguments, message):
-    result = subprocess.run([SLURM / "submit_benchmark.sh", *arguments], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert len(result.stderr.strip().split("\n")) == 1
-    assert message in result.stderr

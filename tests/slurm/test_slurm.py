@@ -160,7 +160,7 @@ def shards(cluster):
     """Shards of 512 samples, in a pattern that waits so many seconds before each shard."""
     folder = cluster.folder / "shards"
     subprocess.run(
-        ["python", "-m", "benchmarks.glyphs", "--out", folder, "--characters", "32", "--train-per-character", "16"]
+        ["python", "-m", "benchmarks.glyph_data", "--out", folder, "--characters", "32", "--train-per-character", "16"]
         + ["--val-per-character", "1", "--train-shards", "32", "--val-shards", "1"],
         cwd=REPOSITORY, check=True, capture_output=True,
         env={**os.environ, "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}"},

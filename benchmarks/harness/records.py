@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 QUICK = Path("runs", "quick")  # results of benchmarks.run --quick
 PACKAGES = ("torch", "open_clip_torch", "open-clip-train-fastclip")
 SETTINGS = ("OMP_", "MALLOC_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")  # of the environment, that change a timing

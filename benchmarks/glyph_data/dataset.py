@@ -1,7 +1,5 @@
 """Small image-caption data made on the spot: Unicode characters in named colours, with their Unicode names as captions.
 
-    python -m benchmarks.glyphs --out data/glyphs
-
 "small red greek small letter lambda framed in blue on navy" is a 32x32 picture of a small red lambda. Size, colour,
 frame and background are in the caption; the font, a turn of up to 4 degrees and a shift of up to 1 px are not. Bright
 colours stand on dark backgrounds: any colour on any other is barely learned at this size.
@@ -16,14 +14,12 @@ The folder holds train/ and val/ (webdataset shards of NNNNNN.png and NNNNNN.txt
 the same bytes.
 """
 
-import argparse
 import hashlib
 import io
 import itertools
 import json
 import random
 import shutil
-import sys
 import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -179,48 +175,3 @@ def make(out: Path, settings: Settings) -> dict:
     contact_sheet(partial, wrong).save(partial / "contact_sheet.png")
     partial.rename(out)
     return info
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.glyphs", description="Pictures of Unicode characters with captions, as webdataset."
-    )
-    defaults = Settings()
-    parser.add_argument("--out", type=Path, default=Path("data/glyphs"), help="folder to make (default: %(default)s)")
-    helps = {
-        "seed": "seed of everything drawn at random",
-        "characters": "number of different characters",
-        "train_per_character": "training pairs of each character",
-        "val_per_character": "validation pairs of each character",
-        "mismatched": "share of the training captions exchanged among themselves, 0 to 1",
-        "partial": "share of the training captions that say only some of what is seen, 0 to 1",
-        "long_tail": "exponent by which the number of training pairs falls with a character's rank",
-        "train_shards": "number of training shards; at least data loader workers x ranks",
-        "val_shards": "number of validation shards",
-    }
-    for name, text in helps.items():
-        value = getattr(defaults, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text} (default: %(default)s)"
-        )
-    parser.add_argument(
-        "--fonts", nargs="*", default=[], metavar="PATH",
-        help="more fonts: .ttf or .otf files or folders of them, Noto Color Emoji too (default: those of matplotlib)",
-    )  # fmt: skip
-    args = vars(parser.parse_args(argv))
-    out = args.pop("out")
-    try:
-        info = make(out, Settings(**args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{out}: {info['train_pairs']} training pairs, {info['mismatched_pairs']} of them with a wrong caption, "
-        f"{info['val_pairs']} validation pairs; see {out}/contact_sheet.png"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

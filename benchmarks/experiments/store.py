@@ -3,8 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from .records import RESULTS
+from ..harness.records import RESULTS
 
 DONE, FAILED = "done", "failed"
 
@@ -29,6 +30,12 @@ class Store:
     def is_done(self, key: str) -> bool:
         """Whether a run of these settings came to its end."""
         return key in self.rows and self.rows[key]["status"] == DONE
+
+    def missing(self, runs: dict[str, Any]) -> list:
+        """Of `runs` by key those that have not come to their end; prints how many there are."""
+        missing = [run for key, run in runs.items() if not self.is_done(key)]
+        print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
+        return missing
 
     def add(self, row: dict) -> None:
         """Append a row, which has at least key and status."""

@@ -7,10 +7,13 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
-from . import tables
 from .measured import Measured, gain, pairs
-from .quickstart_table import COLOURS
+from .table import NOISY, Row, Table
 
+COLOURS = {
+    "clip": "#8c8c8c", "clip-frozen": "#222222", "sogclr": "#9467bd", "isogclr": "#e377c2", "fastclip-v0": "#2ca02c",
+    "fastclip-v1": "#1f77b4", "fastclip-v2": "#ff7f0e", "fastclip-v3": "#d62728",
+}  # fmt: skip
 FROZEN = "clip-frozen"
 Y_LABELS = {"tiny": "R@1 on held-out pairs, mean of both ways (%)", "larger": "ImageNet zero-shot top 1 (%)"}
 OUTSIDE_THE_BAR = ("total", "communication", "overlapped", "collectives")  # sums, and what runs beside the parts
@@ -22,13 +25,16 @@ def of_scale(names: dict[str, str], scale: str) -> str:
     return names["tiny" if scale == "tiny" else "larger"]
 
 
-def colour(row: tables.Row) -> str:
+def colour(row: Row) -> str:
     """The colour of a row's loss."""
     return COLOURS[FROZEN if "--freeze-temperature" in row.flags else row.loss]
 
 
-def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
-    """Score over samples seen, a band of one deviation over the seeds. False, and no file, without curves."""
+def draw_curves(measured: list[Measured], scale: str, path: Path, floor: float | None = None) -> bool:
+    """Score over samples seen, a band of one deviation over the seeds. False, and no file, without curves.
+
+    floor: the R@1 of attribute_floor, drawn as a line.
+    """
     shown = [(m, m.curve()) for m in measured if m.curve()]
     unit, word = (1e3, "thousands") if scale == "tiny" else (1e6, "millions")
     figure, axes = _axes(f"samples seen ({word})", of_scale(Y_LABELS, scale))
@@ -37,10 +43,12 @@ def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
         axes.plot(samples, [f.mean for f in curve.values()], color=colour(m.row), marker="o", label=m.row.label)
         low, high = ([f.mean + sign * f.std for f in curve.values()] for sign in (-1, 1))
         axes.fill_between(samples, low, high, color=colour(m.row), alpha=0.15, linewidth=0)
+    if floor is not None:
+        axes.axhline(floor, color="#999999", linestyle=":", label="attributes without the character")
     return _save(figure, axes, path, bool(shown))
 
 
-def draw_gaps(table: tables.Table, measured: list[Measured], scale: str, path: Path) -> bool:
+def draw_gaps(table: Table, measured: list[Measured], scale: str, path: Path) -> bool:
     """The gains of a table's comparisons over the global batch, with their standard errors."""
     gaps = [
         (base.row.batch if scale == "tiny" else base.row.nodes, found)
@@ -76,7 +84,7 @@ def draw_shares(measured: list[Measured], path: Path) -> bool:
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for m in measured:
         data = m.row.data
-        plain = data == tables.NOISY or data.train_per_character == 30 and not data.partial and not data.long_tail
+        plain = data == NOISY or data.train_per_character == 30 and not data.partial and not data.long_tail
         if plain and m.row.batch == 32 and m.done:
             label = m.row.label.split(": ", 1)[1]
             lines.setdefault((label, colour(m.row)), []).append((100 * data.mismatched, m.metric("R@1").mean))
@@ -107,12 +115,12 @@ def _save(figure, axes, path, is_drawn, **legend):
     return is_drawn
 
 
-def draw(name: str, measured: list[Measured], scale: str, folder: Path) -> str | None:
+def draw(name: str, table: Table, measured: list[Measured], scale: str, folder: Path) -> str | None:
     """Draws the plot of a table at a scale; returns the Markdown that shows it, None if there is nothing to draw."""
     path = folder / f"{name}-{scale}.png"
     caption, drawing = {
         "laion400m": ("Score over samples seen", lambda: draw_curves(measured, scale, path)),
-        "scaling": ("Gap over the batch", lambda: draw_gaps(tables.load(name), measured, scale, path)),
+        "scaling": ("Gap over the batch", lambda: draw_gaps(table, measured, scale, path)),
         "step_time": ("Parts of a step", lambda: draw_step_times(measured, path)),
         "map": ("R@1 over the share of wrong captions", lambda: draw_shares(measured, path)),
     }.get(name, ("", lambda: False))

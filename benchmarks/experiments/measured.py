@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..harness.records import RESULTS
 from . import tiny
 from .cluster import PUBLISHED_NODES, Job, logs
 from .glyph_scores import RECALLS
-from .records import RESULTS
 from .store import DONE, Store, key_of
-from .tables import Comparison, Row, Table
+from .table import Comparison, Row, Table
 
-PUBLISHED = Path(__file__).parent / "published"
+PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
 R1 = ("image_to_text_R@1", "text_to_image_R@1")
 IMAGENET = "imagenet-zeroshot-val-top1"  # as OpenCLIP names it, evaluated during the training
@@ -52,9 +52,10 @@ class Measured:
         self._evaluations = evaluations
 
     def metric(self, name: str) -> Figure | None:
-        """A score in percent: R@1 (mean of both ways), one of RECALLS, top1 or top5 (zero-shot), tuning (R@1); or tau.
+        """A score in percent: R@1 (mean of both ways), one of RECALLS, top1 or top5 (zero-shot), tuning (R@1).
 
-        At the larger scales a suite of benchmarks.evaluate on the last checkpoint, IMAGENET at the end, or tau.
+        At the larger scales a suite of benchmarks.evaluate on the last checkpoint, or IMAGENET at the end. At all of
+        them tau and samples_per_second, at scale tiny minutes.
         """
         return figure(self.by_seed(name).values())
 
@@ -64,8 +65,10 @@ class Measured:
         return {seed: value for seed, value in values.items() if value is not None}
 
     def _value(self, run, name):
-        if name == "tau":
-            return run["tau"]
+        if name in ("tau", "samples_per_second"):
+            return run[name]
+        if name == "minutes":
+            return run["seconds"] / 60
         if name == IMAGENET:
             return run["curve"][-1].get(name) if run["curve"] else None
         if self.scale != "tiny":

@@ -1,4 +1,4 @@
-"""One task of evaluation_tasks.py on a data set in clip_benchmark's webdataset layout, with its zero-shot code.
+"""One of the tasks on a data set in clip_benchmark's webdataset layout, with its zero-shot code.
 
 In float32. clip_benchmark's own summary of a classification is not used: numpy 2.4 refuses it, and DataComp's metrics
 by groups need the logits.
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from open_clip_train_fastclip.errors import UserError
 
-from .evaluation_tasks import PER_CLASS, RECALL, Task
+from .tasks import PER_CLASS, RECALL, Task
 
 IMAGES = ["webp", "png", "jpg", "jpeg"]
 # Metrics of the worst group of samples, a group being what the first column of their npy says: the region (fmow, geode)

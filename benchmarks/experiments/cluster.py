@@ -15,13 +15,13 @@ import torch
 
 from open_clip_train_fastclip.errors import UserError
 
-from .records import circumstances
+from ..harness.records import circumstances
 from .run_log import final_temperature, last_line, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
-from .tables import Row, arguments_of
+from .table import Row, arguments_of
 from .training_runs import MODULE, Run, train_all
 
-SLURM = Path(__file__).parents[1] / "scripts" / "slurm"
+SLURM = Path(__file__).parents[2] / "scripts" / "slurm"
 SCRIPT = "scripts/slurm/fastclip_32gpu.sh"
 RECIPES = {"medium": "medium_cc3m", "large": "large_cc12m", "xlarge": "xlarge_laion400m"}
 PUBLISHED_NODES = {"medium": 2, "large": 2, "xlarge": 4}

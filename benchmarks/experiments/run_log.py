@@ -7,7 +7,7 @@ from pathlib import Path
 
 from open_clip_train_fastclip.training.profiling import FOLDER
 
-from .trace_times import read_trace, step_times
+from ..harness.trace_times import read_trace, step_times
 
 TRAIN_LINE = re.compile(
     r"Train Epoch: (?P<epoch>\d+) \[\s*(?P<done>\d+)/(?P<total>\d+) .*?Batch \(t\): (?P<seconds>[\d.]+),"

@@ -1,4 +1,4 @@
-"""Scale tiny of the tables: every run trains the quickstart's model on glyph data, on the CPUs of this machine."""
+"""Scale tiny of the tables: every run trains a small model on glyph data, on the CPUs of this machine."""
 
 import math
 import shlex
@@ -8,16 +8,17 @@ from pathlib import Path
 
 from open_clip_train_fastclip.errors import UserError
 
-from . import glyphs
-from .glyph_scores import REPORTED_SHARDS, floor, scores
-from .quickstart import MODEL, WARMUP_SHARE
-from .records import circumstances
+from ..glyph_data import dataset
+from ..harness.records import circumstances
+from .glyph_scores import MODEL, REPORTED_SHARDS, floor, scores
 from .run_log import final_temperature, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
-from .tables import Row, arguments_of
+from .table import Row, arguments_of
 from .training_runs import MODULE, Run, train_all
 
 LOGS = Path("runs", "tables")
+WARMUP_SHARE = 0.05  # of all steps
+# Loading in the training process is faster than a worker when every core trains.
 COMMON = f"--model {MODEL} --wd 0.1 --workers 0 --precision fp32 --device cpu --save-frequency 0 --log-every-n-steps 20"
 
 
@@ -28,45 +29,56 @@ def settings_of(row: Row, seed: int) -> dict:
     return {"flags": flags, "common": COMMON, "data": asdict(row.data), "seed": seed} | of_row
 
 
-def data_folder(data: glyphs.Settings) -> Path:
-    """Where the glyph data of these settings are made."""
-    return Path("data", f"tables-{key_of(asdict(data))}")
+def by_key(rows: list[tuple[Row, int]]) -> dict[str, tuple[Row, int]]:
+    """The runs of (row, seed), each once, though rows of several tables ask for it."""
+    runs: dict[str, tuple[Row, int]] = {}
+    for row, seed in rows:
+        runs.setdefault(key_of(settings_of(row, seed)), (row, seed))
+    return runs
+
+
+def data_folder(row: Row) -> Path:
+    """Where the glyph data of a row are made."""
+    return row.kept.data if row.kept else Path("data", f"tables-{key_of(asdict(row.data))}")
 
 
 def make_run(row: Row, seed: int, sha256: str) -> Run:
     """The training run of a row and seed on data with that hash."""
-    data, steps = data_folder(row.data), math.ceil(train_pairs(row.data) / row.batch) * row.epochs
-    key = key_of(settings_of(row, seed))
+    data, steps = data_folder(row), math.ceil(train_pairs(row.data) / row.batch) * row.epochs
+    logs, name = LOGS, f"{row.name}-seed{seed}-{key_of(settings_of(row, seed))}"
+    if row.kept:
+        logs, name = row.kept.runs, row.name
+    evaluation = {}
+    if row.curve:
+        pairs = row.data.characters * row.data.val_per_character * REPORTED_SHARDS // row.data.val_shards
+        evaluation = {"--val-data": f"{data}/val/{{00000..{REPORTED_SHARDS - 1:05d}}}.tar"}
+        evaluation |= {"--val-num-samples": pairs, "--val-frequency": 2}
     arguments = [
         *arguments_of({"--loss": row.loss}),
         *COMMON.split(),
-        *arguments_of(row.tiny | row.flags),
+        *arguments_of(evaluation | row.tiny | row.flags),
         *("--train-data", f"{data}/train/{{00000..{row.data.train_shards - 1:05d}}}.tar"),
         *("--batch-size", str(row.batch // row.ranks), "--epochs", str(row.epochs), "--seed", str(seed)),
-        *("--warmup", str(round(WARMUP_SHARE * steps)), "--logs", str(LOGS), "--name", f"{row.name}-seed{seed}-{key}"),
+        *("--warmup", str(round(WARMUP_SHARE * steps)), "--logs", str(logs), "--name", name),
     ]
-    if row.curve:
-        arguments += ["--val-data", f"{data}/val/{{00000..{REPORTED_SHARDS - 1:05d}}}.tar", "--val-frequency", "2"]
-        pairs = row.data.characters * row.data.val_per_character * REPORTED_SHARDS // row.data.val_shards
-        arguments += ["--val-num-samples", str(pairs)]
     if row.ranks > 1 and row.loss == "clip":
         arguments += ["--local-loss", "--gather-with-grad"]
-    return Run(f"{row.name}-seed{seed}-{key}", LOGS, arguments, sha256, row.batch, steps, row.epochs, row.ranks)
+    return Run(name, logs, arguments, sha256, row.batch, steps, row.epochs, row.ranks)
 
 
-def train_pairs(data: glyphs.Settings) -> int:
-    """Number of training pairs that glyphs.make makes."""
-    return sum(glyphs.train_counts(data))
+def train_pairs(data: dataset.Settings) -> int:
+    """Number of training pairs that dataset.make makes."""
+    return sum(dataset.train_counts(data))
 
 
-def _make_data(data: glyphs.Settings, store: Store) -> str:
-    """Makes the data and returns their hash. Raises UserError if stored runs had other data of the same settings."""
-    sha256 = glyphs.make(data_folder(data), data)["sha256"]
-    for row in store.rows.values():
-        if row["scale"] == "tiny" and row["settings"]["data"] == asdict(data) and row["data_sha256"] != sha256:
+def _make_data(row: Row, store: Store) -> str:
+    """Makes a row's data, returns their hash. Raises UserError if stored runs had other data of the same settings."""
+    sha256 = dataset.make(data_folder(row), row.data)["sha256"]
+    for run in store.rows.values():
+        if run["scale"] == "tiny" and run["settings"]["data"] == asdict(row.data) and run["data_sha256"] != sha256:
             raise UserError(
-                f"{data_folder(data)} differs from the data of the runs in {store.path}, as with another version of "
-                "Pillow or matplotlib: install requirements.txt, or give another --results"
+                f"{data_folder(row)} differs from the data of the runs in {store.path}, as with another version of "
+                "Pillow or matplotlib: install requirements.txt, or move that file away to run all anew"
             )
     return sha256
 
@@ -75,13 +87,13 @@ def run_all(wanted: list[tuple[Row, int]], store: Store, jobs: int) -> list[Run]
     """Trains every (row, seed), `jobs` at a time, and stores each as it ends; last, alone, what needs the machine."""
     runs = {}
     for row, seed in wanted:
-        run = make_run(row, seed, _make_data(row.data, store))
-        runs.setdefault(run.name, (run, row, seed))
+        run = make_run(row, seed, _make_data(row, store))
+        runs[run.name] = run, row, seed
 
     def keep(run):
         _, row, seed = runs[run.name]
         store.add(result_of(run, row, seed))
-        if not run.error:
+        if not run.error and not row.kept:
             shutil.rmtree(run.folder)  # 50 MB; what matters is stored, and NAME.log stays
 
     alone = [run for run, *_ in runs.values() if run.ranks > 1 or "--profile" in run.arguments]
@@ -93,7 +105,7 @@ def run_all(wanted: list[tuple[Row, int]], store: Store, jobs: int) -> list[Run]
 
 def result_of(run: Run, row: Row, seed: int) -> dict:
     """The line of results/runs.jsonl for a run that ended, well or not."""
-    settings, info = settings_of(row, seed), glyphs.make(data_folder(row.data), row.data)
+    settings, info = settings_of(row, seed), dataset.make(data_folder(row), row.data)
     minutes = run.record["minutes"]
     result = {
         "key": key_of(settings),
@@ -118,8 +130,8 @@ def result_of(run: Run, row: Row, seed: int) -> dict:
     ]
     return result | {
         "status": DONE,
-        "scores": scores(checkpoint, data_folder(row.data)),
-        "floor": floor(data_folder(row.data)),
+        "scores": scores(checkpoint, data_folder(row)),
+        "floor": floor(data_folder(row)),
         "tau": round(final_temperature(log), 4),
         "samples_per_second": round(samples_per_second(log)),
         "curve": curve,

@@ -1,0 +1,81 @@
+"""What a table of the benchmarks is made of: rows, each a setting that is trained, and what is compared in them."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..glyph_data.dataset import Settings
+
+SCALES = ("tiny", "medium", "large", "xlarge")
+# 4,500 training pairs, 30% of them with a wrong caption. Of the 3,000 held-out pairs in 6 shards the first 2,000 are
+# reported and the last 1,000 are for tuning.
+NOISY = Settings(val_per_character=20, val_shards=6)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Folders of data and runs for a user to look at; a run's has the name of its row."""
+
+    data: Path
+    runs: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting that is trained with several seeds. Rows of two tables with the same settings share their runs.
+
+    Flags are a dict from the flag to its value, None for a switch.
+    """
+
+    name: str  # of its runs' folders
+    label: str  # in the report
+    loss: str
+    flags: dict = field(default_factory=dict)  # at every scale
+    tiny: dict = field(default_factory=dict)  # at scale tiny alone
+    larger: dict = field(default_factory=dict)  # at the other scales, beyond the recipe's
+    data: Settings = NOISY  # tiny
+    batch: int = 32  # tiny: pairs of the global batch
+    ranks: int = 1  # tiny
+    epochs: int = 12  # tiny
+    curve: bool = False  # tiny: evaluate every second epoch too, or as --val-frequency of its flags says
+    kept: Kept | None = None  # tiny; None: data and runs lie under their keys, and a run goes when it is stored
+    seeds: int = 3  # tiny: at most so many
+    nodes: int | None = None  # larger scales; None: those that the recipe was published on
+    scales: tuple[str, ...] = SCALES
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`better` is expected above `base`; both are names of rows."""
+
+    base: str
+    better: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one table shows.
+
+    published: files of benchmarks/published, whose rows are found by the loss and the number of nodes;
+    published_gaps: one of the gains in `comparisons`, found by the number of nodes.
+    """
+
+    title: str
+    question: str
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    published: tuple[str, ...] = ()
+    published_gaps: str | None = None
+    kind: str = "scores"  # or "tuning" (scores of the tuning pairs) or "step_time"
+    scales: tuple[str, ...] = SCALES
+    notes: str = ""  # what we make of the outcome
+
+    def rows_at(self, scale: str, quick: bool = False) -> list[Row]:
+        """The rows that are run at a scale; `quick`: each with one seed and a third of the epochs, to try the table."""
+        rows = [row for row in self.rows if scale in self.scales and scale in row.scales]
+        return [replace(row, seeds=1, epochs=math.ceil(row.epochs / 3), kept=None) for row in rows] if quick else rows
+
+
+def arguments_of(flags: dict) -> list[str]:
+    """A dict of flags as words of a command line, where a later one wins over an earlier one."""
+    return [word for flag, value in flags.items() for word in ([flag] if value is None else [flag, str(value)])]
