@@ -9,9 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .checkpoint.released import convert
-from .errors import UserError
-from .loss.config import LOSSES
+from .checkpoint.released import RELEASED_LOSSES, convert
+from .errors import EXIT_USER_ERROR, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,13 +21,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("released", type=Path, help="epoch_N.pt of the released code")
     parser.add_argument("checkpoints", type=Path, help="folder for epoch_N.pt and epoch_N.fastclip")
-    parser.add_argument("--loss", choices=LOSSES, help="its algorithm, where the file does not tell (all but v2)")
+    parser.add_argument(
+        "--loss",
+        choices=sum(RELEASED_LOSSES.values(), ()),
+        help="its algorithm, where the file does not tell (all but v2)",
+    )
     args = parser.parse_args(argv)
     try:
         path, loss = convert(args.released, args.checkpoints, args.loss)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     size, name = loss.table.num_samples, loss.config.loss
     print(f"wrote {path} and its state: {int(loss.visited)} of {size} samples visited, tau {loss.temperature:.4g}")
     print(

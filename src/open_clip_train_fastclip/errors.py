@@ -1,10 +1,12 @@
-"""The one exception for what a user can mend, and errors in one line."""
+"""The one exception for a user's mistakes, and errors in one line."""
+
+EXIT_FAILED, EXIT_USER_ERROR = 1, 2  # exit codes
 
 
 class UserError(ValueError):
     """A mistake in the user's input: its text is one line that says what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and ends with exit code 2. on_all_ranks: every rank raises the same.
+    The command line prints it without a traceback and ends with EXIT_USER_ERROR. on_all_ranks: all of them raise it.
     """
 
     def __init__(self, text: str, on_all_ranks: bool = False):

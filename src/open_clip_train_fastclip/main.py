@@ -1,4 +1,4 @@
-"""The command line: OpenCLIP's main() with FastCLIP's patches, and an honest exit code on every rank."""
+"""The command line: OpenCLIP's main() with FastCLIP's patches, and the same exit code on every rank."""
 
 import logging
 import multiprocessing
@@ -8,10 +8,8 @@ import sys
 
 import torch.distributed as dist
 
-from .errors import UserError, one_line, user_message
+from .errors import EXIT_FAILED, EXIT_USER_ERROR, UserError, one_line, user_message
 from .training.signals import EXIT_PREEMPTED, Preempted, ignore_signals
-
-EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,13 +41,14 @@ def main(argv: list[str] | None = None) -> int:
 def _explained(error: Exception) -> tuple[int | None, str]:
     """The exit code and the line for an error of torch that is no bug, told by its text; None for others."""
     text = str(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+    is_runtime_error = isinstance(error, RuntimeError)
+    if is_runtime_error and "DataLoader worker" in text:
         return EXIT_FAILED, (
             f"error on rank {_rank()}: a process that loads data was killed ({one_line(error)}): it often means that "
             "the memory is full, so lower --workers or --batch-size and go on with --resume latest"
         )
     # gloo raises a bare RuntimeError
-    if dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in text.lower()):
+    if is_runtime_error and dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in text.lower()):
         return EXIT_FAILED, (
             "error: another rank ended, or kept this one waiting for longer than --dist-timeout: see what the first "
             f"rank to end says ({one_line(error)})"

@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 
-from .errors import UserError, user_message
+from .errors import EXIT_USER_ERROR, UserError, user_message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         found = findings(flags, options.processes, options.processes_per_node)
     except UserError as error:
         print(f"preflight: error: {user_message(error)}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     print(f"preflight: {', '.join(found)}")
     return 0
 

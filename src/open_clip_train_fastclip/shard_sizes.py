@@ -6,7 +6,7 @@ python -m open_clip_train_fastclip.shard_sizes "folder/{00000..00331}.tar"
 import argparse
 import sys
 
-from .errors import UserError
+from .errors import EXIT_USER_ERROR, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         manifest = manifest_of(args.train_data, cache_dir=args.logs, progress=True)
     except UserError as error:
         print(f"shard_sizes: error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     print(f"{len(manifest.urls):,} shards, {manifest.num_samples:,} samples")
     return 0
 

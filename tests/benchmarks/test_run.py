@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from resolved_flags import recipe_flags, resolved
+from trajectories import GOLDEN_LOSSES
 
 from benchmarks import report, run, tables
 from benchmarks.experiments import cluster, glyph_scores
 from benchmarks.experiments.store import DONE, FAILED, Store
 from benchmarks.experiments.table import Table
 from benchmarks.experiments.training_runs import MODULE
-from open_clip_train_fastclip.loss.config import LOSSES
 from open_clip_train_fastclip.openclip import register_models
 
 register_models()
@@ -70,7 +70,7 @@ def test_two_tables_hold_all_losses_of_the_paper_each_on_the_published_nodes(cap
     assert run.main([*arguments, "--results", str(tmp_path)]) == 0
     found = commands(capsys.readouterr().out)
     assert len(found) == 16  # seven losses, and OpenCLIP with a frozen temperature, with two seeds each
-    assert {command[2] for command in found} == {f"LOSS={loss}" for loss in ("clip", *LOSSES)}
+    assert {command[2] for command in found} == {f"LOSS={loss}" for loss in ("clip", *GOLDEN_LOSSES)}
     assert {command[5] for command in found} == {"--nodes=2"}
 
 

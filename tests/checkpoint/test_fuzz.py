@@ -1,6 +1,6 @@
 """Files and flags of any content: all that comes out is UserError with one line, or the command line's exit code 2.
 
-The examples are the same in each run (derandomize). What a foreign file may say is in test_checkpoint.py, too.
+The examples are the same in each run (derandomize). More of foreign files is in test_table.py and test_trust.py.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from open_clip_train_fastclip.data.shard_list import check_shards, shard_name
 from open_clip_train_fastclip.data.tar_scan import FILE_NAME
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.openclip import checks, released_flags
-from open_clip_train_fastclip.openclip import settings as params
+from open_clip_train_fastclip.openclip import settings as flag_settings
 from open_clip_train_fastclip.openclip.flags import FLAGS
 from open_clip_train_fastclip.openclip.hooks import Run
 from open_clip_train_fastclip.openclip.pipeline import manifest_of
@@ -254,9 +254,9 @@ def test_shards_of_a_state(tmp_path, data):
 @given(data=st.data())
 def test_settings_of_a_state(data):
     args = resolve(["--train-data", "{000..009}.tar", "--loss", "fastclip-v3"])
-    good = params.config_from_args(args, num_samples=10, global_batch_size=8).resolved()
+    good = flag_settings.config_from_args(args, num_samples=10, global_batch_size=8).resolved()
     stored = data.draw(mutated(good) | st.dictionaries(st.sampled_from([*good, "loss", "lr"]), json_values))
-    config = outcome(params.config_from_args, args, num_samples=10, global_batch_size=8, stored=stored)
+    config = outcome(flag_settings.config_from_args, args, num_samples=10, global_batch_size=8, stored=stored)
     assert config is None or config.loss == args.loss
 
 
@@ -268,9 +268,9 @@ def saved_run(tmp_path_factory):
     """Folder and index of a mid-epoch checkpoint without a state of FastCLIP."""
     folder = tmp_path_factory.mktemp("saved") / "epoch_1_step_2"
     tensors = {"data": {"samples": torch.tensor([8])}, "generator": {"torch": torch.get_rng_state()}}
-    entry = mid_epoch.write_part(mid_epoch.Part(0, tensors, None, {"epoch": 1}), folder, 1)
+    entry = mid_epoch.write_part(mid_epoch.RankPart(0, tensors, None, {"epoch": 1}), folder, 1)
     layout = mid_epoch.Layout(num_batches=1, accum_freq=1, world_size=1, workers=1, batch_size=1)
-    mid_epoch.complete(folder, mid_epoch.Description(1, 1, 1, layout, 0, "clip", DATA), None, [entry])
+    mid_epoch.complete(folder, mid_epoch.Header(1, 1, 1, layout, 0, "clip", DATA), None, [entry])
     return folder, mid_epoch.read_index(folder)
 
 
@@ -486,13 +486,13 @@ STOCK = {  # flags of OpenCLIP that ours are checked against
 def resolve(argv):
     """What main() does with its arguments before anything is built: the namespace, or None for exit code 2."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_clip_train.params, "argparse", SimpleNamespace(ArgumentParser=params.MergedParser))
+        patch.setattr(open_clip_train.params, "argparse", SimpleNamespace(ArgumentParser=flag_settings.MergedParser))
         try:
             args = open_clip_train.params.parse_args(argv)
         except SystemExit as error:
             assert error.code == 2
             return None
-    params.resolve(args)
+    flag_settings.resolve(args)
     return args
 
 
@@ -515,5 +515,5 @@ def test_flags_of_any_value(data):
         argv += data.draw(flag_and_value(name))
     args = outcome(resolve, argv)
     if args is not None and checks.is_fastclip(args):
-        config = params.config_from_args(args, num_samples=10, global_batch_size=8, total_steps=10)
+        config = flag_settings.config_from_args(args, num_samples=10, global_batch_size=8, total_steps=10)
         torch.tensor([config.temperature, config.gamma, config.eps, config.rho, config.tau_lr]).isfinite().all().item()

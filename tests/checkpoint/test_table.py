@@ -20,7 +20,7 @@ from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.checkpoint import atomic
 from open_clip_train_fastclip.checkpoint import index as indexes
 from open_clip_train_fastclip.checkpoint.atomic import atomic_torch_save
-from open_clip_train_fastclip.checkpoint.pt_files import fastclip_note
+from open_clip_train_fastclip.checkpoint.pt_files import with_note
 from open_clip_train_fastclip.checkpoint.retention import prune_states
 from open_clip_train_fastclip.checkpoint.table import load_state, read_index, save_state, state_dir
 from open_clip_train_fastclip.data.identity import DataIdentity
@@ -145,8 +145,9 @@ def test_what_lies_in_the_folder(tmp_path):
 
 
 def test_note_in_the_checkpoint_loads_as_weights_only(tmp_path):
-    atomic_torch_save({"fastclip": fastclip_note("fastclip-v3", 3)}, tmp_path / "a.pt")
-    assert torch.load(tmp_path / "a.pt", weights_only=True) == {"fastclip": {"loss": "fastclip-v3", "epoch": 3}}
+    atomic_torch_save(with_note({"epoch": 3}, "fastclip-v3"), tmp_path / "a.pt")
+    note = {"loss": "fastclip-v3", "epoch": 3}
+    assert torch.load(tmp_path / "a.pt", weights_only=True) == {"epoch": 3, "fastclip": note}
 
 
 # ------------------------------------------------------------------ crashes and full disks

@@ -106,6 +106,18 @@ def test_csv_without_the_columns(ranks, csv, tmp_path):
     refused(run, "picture", "filepath", ranks=ranks)
 
 
+def test_a_file_that_is_no_table(tmp_path):
+    (tmp_path / "data.csv.gz").write_bytes(b"filepath\ttitle\n")
+    flags = v3(tmp_path / "data.csv.gz", tmp_path, "--dataset-type", "csv")
+    refused(run_cli(flags, tmp_path / "out"), "data.csv.gz is no table")
+
+
+def test_a_path_that_pandas_completes(csv, tmp_path):
+    """It knows ~ and addresses, which are no files for us."""
+    run = run_cli(v3("~/" + Path(csv).name, tmp_path), tmp_path / "out", env={"HOME": str(Path(csv).parent)})
+    assert run.ok, run
+
+
 @pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
 def test_batch_of_one(loss, csv, tmp_path):
     refused(run_cli([*v3(csv, tmp_path, "--batch-size", 1), "--loss", loss], tmp_path / "out"), "--batch-size")
@@ -176,6 +188,7 @@ def test_a_model_without_logit_scale(csv, tmp_path):
 def test_resume_of_nothing(ranks, csv, tmp_path):
     run = run_cli(v3(csv, tmp_path, "--resume", tmp_path / "epoch_9.pt"), tmp_path / "out", ranks=ranks)
     refused(run, "epoch_9.pt", ranks=ranks)
+    assert not list(tmp_path.glob("**/out.log")), "the name is free for the corrected command"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -56,15 +56,6 @@ def same(tensors, others):
     return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
-@pytest.fixture
-def as_rank(monkeypatch):
-    def set_rank(rank, world_size):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(world_size))
-
-    return set_rank
-
-
 def whole_epoch(info, rank=0):
     """An epoch's batches, and the position after each number of them."""
     batches, positions = [], []

@@ -16,8 +16,7 @@ from resolved_flags import STOCK, TRAIN, V3, config, parse, released_command, re
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.loss.config import LOSSES, FastCLIPConfig, default_gamma
 from open_clip_train_fastclip.main import main
-from open_clip_train_fastclip.openclip import released_flags
-from open_clip_train_fastclip.openclip import settings as params
+from open_clip_train_fastclip.openclip import released_flags, settings
 from open_clip_train_fastclip.openclip.flags import FLAGS
 
 # ---- the eight released commands
@@ -336,7 +335,7 @@ def test_contradictions_are_refused_with_one_line(flags, message):
     argv = shlex.split(flags.replace(" T", " " + " ".join(TRAIN)).replace("T ", " ".join(TRAIN) + " ", 1))
     args = parse(*argv)
     with pytest.raises(UserError) as caught:
-        params.resolve(args)
+        settings.resolve(args)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -381,7 +380,7 @@ SWITCHES = ["--fastclip", "--multiply_tau", "--siglip", "--freeze-temperature", 
 def test_any_combination_gives_a_config_or_one_line(valued, switches):
     args = parse(*TRAIN, *switches, *(f"{flag}={value}" for flag, value in valued.items()))
     try:
-        params.resolve(args)
+        settings.resolve(args)
     except UserError as error:
         assert "--" in str(error) and "\n" not in str(error)
         return
@@ -421,7 +420,7 @@ def test_the_documentation_says_what_help_says(capsys):
 
 def test_abbreviations_of_openclip_keep_their_meaning():
     parsers = {}
-    for base in (STOCK.ArgumentParser, params.MergedParser):
+    for base in (STOCK.ArgumentParser, settings.MergedParser):
 
         class Recording(base):
             def parse_args(self, *args, **kwargs):

@@ -34,9 +34,7 @@ def test_clip_keeps_openclips_own_functions():
     with patches.applied(Run()):
         open_clip_train.main.parse_args(flags("--loss", "clip"))
         for name in ("train_one_epoch", "create_loss", "create_model_and_transforms", "cosine_lr", "evaluate"):
-            assert getattr(open_clip_train.main, name) is own.get(
-                ("open_clip_train.main", name), getattr(open_clip_train.main, name)
-            ), name
+            assert getattr(open_clip_train.main, name) is own["open_clip_train.main", name], name
 
 
 def test_patches_are_taken_back_even_after_an_error():

@@ -68,15 +68,6 @@ def refusal(info):
 
 
 @pytest.fixture
-def as_rank(monkeypatch):
-    def set_rank(rank, world_size):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(world_size))
-
-    return set_rank
-
-
-@pytest.fixture
 def warnings(caplog):
     """The warnings so far as one text, those of workers excluded."""
     caplog.set_level(logging.WARNING)
@@ -385,8 +376,8 @@ def test_an_image_of_a_table_that_cannot_be_read(workers, tmp_path):
 def test_a_caption_of_a_table_that_is_too_long(tmp_path):
     path = make_csv(tmp_path, rows=8)
     rows = openclip_data.get_csv_dataset(openclip_args(path), preprocess, True, tokenizer=tokenizer)
-    rows.dataloader.dataset.captions[5] = "a" * (MAX_CAPTION_BYTES + 1)
-    assert refusal(numbered_rows(rows)).startswith("row 6 of --train-data has a caption of more than 16384 characters")
+    rows.dataloader.dataset.captions[5] = "é" * (MAX_CAPTION_BYTES // 2 + 1)
+    assert refusal(numbered_rows(rows)).startswith("row 6 of --train-data has a caption of more than 16,384 bytes")
 
 
 def test_synthetic_rows():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import open_clip_train.params
 import pytest
 
-from open_clip_train_fastclip.openclip import settings as params
+from open_clip_train_fastclip.openclip import settings
 
 STOCK = open_clip_train.params.argparse
 TRAIN = ["--train-data", "shards/{000..009}.tar"]
@@ -17,7 +17,7 @@ V3 = [*TRAIN, "--loss", "fastclip-v3"]
 SLURM = Path(__file__).parents[2] / "scripts" / "slurm"
 
 
-def parse(*argv, parser=params.MergedParser):
+def parse(*argv, parser=settings.MergedParser):
     """The namespace as main() gets it, before resolve()."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_clip_train.params, "argparse", SimpleNamespace(ArgumentParser=parser))
@@ -26,12 +26,12 @@ def parse(*argv, parser=params.MergedParser):
 
 def resolved(*argv):
     args = parse(*argv)
-    params.resolve(args)
+    settings.resolve(args)
     return args
 
 
 def config(args, num_samples=10_000, global_batch_size=1024, total_steps=None, stored=None):
-    return params.config_from_args(
+    return settings.config_from_args(
         args, num_samples=num_samples, global_batch_size=global_batch_size, total_steps=total_steps, stored=stored
     )
 

@@ -527,10 +527,10 @@ def test_openclip_does_not_take_files_inside_for_checkpoints(logs):
 def write_mid_epoch(folder, *places):
     for epoch, step in places:
         layout = mid_epoch.Layout(num_batches=99, accum_freq=1, world_size=1, workers=0, batch_size=1)
-        description = mid_epoch.Description(epoch, step, step, layout, 0, "clip", DataIdentity("x"))
+        description = mid_epoch.Header(epoch, step, step, layout, 0, "clip", DataIdentity("x"))
         path = mid_epoch.mid_epoch_dir(folder, epoch, step)
         tensors = {"data": {}, "generator": {"torch": torch.zeros(1)}}
-        entries = mid_epoch.write_part(mid_epoch.Part(0, tensors, None, {"epoch": epoch}), path, 1)
+        entries = mid_epoch.write_part(mid_epoch.RankPart(0, tensors, None, {"epoch": epoch}), path, 1)
         mid_epoch.complete(path, description, None, [entries])
     return path
 
@@ -547,7 +547,7 @@ def test_retiring_removes_old_ones_and_nothing_else(tmp_path):
 
 
 def retire(written, keep):
-    for folder in retention.retire(written, keep):
+    for folder in retention.prune_mid_epoch(written, keep):
         shutil.rmtree(folder)
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError, one_line
 from ..ranks import is_first_rank
 
-UNFINISHED, REPLACED = ".tmp", ".old"  # added to a folder's name while it is written, and while it is replaced
+UNFINISHED, REPLACED = ".tmp", ".old"  # added to a name while it is written, and to a folder's while it is replaced
 Entry = dict[str, Any]  # of an index: the name, bytes and crc32 of a file
 
 
@@ -31,7 +31,7 @@ def atomic_torch_save(obj: Any, path: str | Path) -> None:
     Raises UserError if it cannot be written. The file in the making does not end in .pt.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(path.name + UNFINISHED)
     try:
         with writing(path):
             with open(partial, "wb") as file:
@@ -57,7 +57,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_checksum(path: Path) -> int:
+def _checksum(path: Path) -> int:
     """CRC-32 of a file's bytes."""
     checksum = 0
     with open(path, "rb") as file:
@@ -105,7 +105,17 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> Entry:
 
 def entry_of(path: Path) -> Entry:
     """What an index says of a file."""
-    return {"name": path.name, "bytes": path.stat().st_size, "crc32": file_checksum(path)}
+    return {"name": path.name, "bytes": path.stat().st_size, "crc32": _checksum(path)}
+
+
+@contextmanager
+def reading_tensors(path: Path, cure: str) -> Iterator[Any]:
+    """An open safetensors file; what the disk or the file does wrong becomes a UserError that ends with `cure`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): {cure}") from error
 
 
 def check_entry(path: Path, entry: Entry, cure: str) -> None:
@@ -116,13 +126,13 @@ def check_entry(path: Path, entry: Entry, cure: str) -> None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise UserError(f"{path} has {size} bytes and should have {entry['bytes']}: {cure}")
-        if file_checksum(path) != entry["crc32"]:
+        if _checksum(path) != entry["crc32"]:
             raise UserError(f"{path} is damaged, since its checksum differs: {cure}")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): {cure}") from error
 
 
-def publish(partial: Path, folder: Path) -> None:
+def commit(partial: Path, folder: Path) -> None:
     """Give a folder in the making its name, in the place of what had it."""
     replaced = folder.with_name(folder.name + REPLACED)
     if folder.exists():

@@ -37,7 +37,7 @@ def _number(least: int) -> Field:
     return Field(lambda value: type(value) is int and least <= value < 2**63, f"number of {least} or more")
 
 
-TEXT, LIST, TABLE = _of_type(str, "text"), _of_type(list, "list"), _of_type(dict, "table")
+TEXT, LIST, OBJECT = _of_type(str, "text"), _of_type(list, "list"), _of_type(dict, "object")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def _rank_files(world_size: int) -> list[str]:
 def sealed(schema: Schema, content: Index) -> Index:
     """The contents of an index with format, version and a checksum of itself; ValueError if they are not sound."""
     content = {"format": schema.format, "version": schema.version, **content}
-    index = {**content, "crc32": content_checksum(content)}
-    check(schema, index)
+    index = {**content, "crc32": _checksum(content)}
+    _check(schema, index)
     return index
 
 
@@ -77,7 +77,7 @@ def read(schema: Schema, folder: Path) -> Index:
         raise UserError(f"{path} is missing, so there is no complete {schema.kind}: {schema.cure}")
     try:
         index = json.loads(path.read_bytes())
-        check(schema, index)
+        _check(schema, index)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): {schema.cure}") from error
     checked: Index = index
@@ -97,28 +97,28 @@ def write(partial: Path, index: Index) -> None:
     sync(partial)
 
 
-def check(schema: Schema, index: Any) -> None:
+def _check(schema: Schema, index: Any) -> None:
     """Raise ValueError that says what is wrong with the contents of an index."""
-    require(isinstance(index, dict) and index.get("format") == schema.format, f"it is no index of a {schema.kind}")
-    require(index.get("version") == schema.version, "it was written by another version of open-clip-train-fastclip")
+    _require(isinstance(index, dict) and index.get("format") == schema.format, f"it is no index of a {schema.kind}")
+    _require(index.get("version") == schema.version, "it was written by another version of open-clip-train-fastclip")
     content = {name: value for name, value in index.items() if name != "crc32"}
-    require(content_checksum(content) == index.get("crc32"), "its checksum differs")
+    _require(_checksum(content) == index.get("crc32"), "its checksum differs")
     for name, field in schema.fields.items():
-        require(field.is_right(index.get(name)), f"{name} is no {field.what}")
+        _require(field.is_right(index.get(name)), f"{name} is no {field.what}")
     names = schema.file_names(index)
-    require(len(index["files"]) == len(names), "it has another number of files than it should")
+    _require(len(index["files"]) == len(names), "it has another number of files than it should")
     for name, entry in zip(names, index["files"], strict=True):
         sound = isinstance(entry, dict) and all(type(entry.get(number)) is int for number in ("bytes", "crc32"))
-        require(sound and entry.get("name") == name, f"{name} has no entry")  # so no path leads out of the folder
+        _require(sound and entry.get("name") == name, f"{name} has no entry")  # so no path leads out of the folder
     schema.check_contents(index)
 
 
-def content_checksum(content: Index) -> int:
+def _checksum(content: Index) -> int:
     """CRC-32 of an index without its own checksum."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def require(ok: bool, what: str) -> None:
+def _require(ok: bool, what: str) -> None:
     """Raise ValueError(what) unless ok."""
     if not ok:
         raise ValueError(what)
@@ -129,18 +129,18 @@ def require(ok: bool, what: str) -> None:
 
 def _check_state(index: Index) -> None:
     batch = index.get("global_batch_size")  # pairs a step, null if unknown
-    require(batch is None or (type(batch) is int and batch > 0), "global_batch_size is no number of pairs")
-    require(index["dtype"] in DTYPES, "dtype is unknown")
-    require(all(type(value) is float and math.isfinite(value) for value in index["tau"].values()), "tau is no number")
+    _require(batch is None or (type(batch) is int and batch > 0), "global_batch_size is no number of pairs")
+    _require(index["dtype"] in DTYPES, "dtype is unknown")
+    _require(all(type(value) is float and math.isfinite(value) for value in index["tau"].values()), "tau is no number")
     plain = (str, int, float, bool, type(None))
-    require(all(isinstance(value, plain) for value in index["settings"].values()), "settings are no plain values")
+    _require(all(isinstance(value, plain) for value in index["settings"].values()), "settings are no plain values")
     stop = 0
     for entry in index["files"]:
         ids = entry.get("start"), entry.get("stop")
         sound = all(type(number) is int for number in ids) and ids[0] == stop <= ids[1]
-        require(sound, f"{entry['name']} has another range than it should")
+        _require(sound, f"{entry['name']} has another range than it should")
         stop = ids[1]
-    require(stop == index["num_samples"] > 0, "the files do not cover the samples")
+    _require(stop == index["num_samples"] > 0, "the files do not cover the samples")
 
 
 STATE = Schema(
@@ -156,8 +156,8 @@ STATE = Schema(
         "manifest_hash": TEXT,  # data.identity: of the data that the ids belong to
         "columns": LIST,  # names, in the order of the table
         "dtype": TEXT,  # of the table
-        "tau": TABLE,  # the global temperature and its moments; empty with individual ones
-        "settings": TABLE,  # plain values that a resumed run uses again
+        "tau": OBJECT,  # the global temperature and its moments; empty with individual ones
+        "settings": OBJECT,  # plain values that a resumed run uses again
         "files": LIST,  # one entry a rank, in rank order
     },
     file_names=lambda index: _rank_files(len(index["files"])),
@@ -166,12 +166,12 @@ STATE = Schema(
 
 
 def _check_mid_epoch(index: Index) -> None:
-    require(index["world_size"] == len(index["files"]) - 1, "it has not one file a rank")
-    require(index["batches"] <= index["num_batches"], "more batches are done than there are")
+    _require(index["world_size"] == len(index["files"]) - 1, "it has not one file a rank")
+    _require(index["batches"] <= index["num_batches"], "more batches are done than there are")
 
 
 MID_EPOCH = Schema(
-    format="fastclip-snapshot",
+    format="fastclip-snapshot",  # the name that existing files have
     version=1,
     kind="checkpoint in this folder",
     cure="restore it from a copy, or resume from another checkpoint",

@@ -8,18 +8,25 @@ checkpoints/epoch_{e}_step_{i}/, with e epochs and i steps of the next one done:
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..data.identity import DataIdentity
-from ..errors import UserError, one_line
 from . import index as indexes
-from .atomic import Entry, atomic_torch_save, check_entry, entry_of, publish, unfinished, write_tensors, writing
+from .atomic import (
+    Entry,
+    atomic_torch_save,
+    check_entry,
+    commit,
+    entry_of,
+    reading_tensors,
+    unfinished,
+    write_tensors,
+    writing,
+)
 from .index import CHECKPOINT, MID_EPOCH, Index, rank_file
 from .table import StateCopy, finish_state, write_rows, write_shards
 
@@ -39,7 +46,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Description:
+class Header:
     """What the index says of a run: the same on every rank."""
 
     epoch: int  # epochs done
@@ -57,7 +64,7 @@ class Description:
 
 
 @dataclass
-class Part:
+class RankPart:
     """What one rank adds to the folder, on the CPU."""
 
     rank: int
@@ -77,7 +84,7 @@ def mid_epoch_dir(checkpoints: str | Path, epoch: int, step: int) -> Path:
 # -------------------------------------------------------------------- writing
 
 
-def write_part(part: Part, folder: Path, world_size: int) -> PartEntries:
+def write_part(part: RankPart, folder: Path, world_size: int) -> PartEntries:
     """Write a rank's part of `folder`, unfinished yet, synced; returns its entries in the indexes."""
     partial = unfinished(folder)
     tensors = {f"{group}.{name}": tensor for group in GROUPS for name, tensor in part.tensors[group].items()}
@@ -91,7 +98,7 @@ def write_part(part: Part, folder: Path, world_size: int) -> PartEntries:
     return {"files": files, "state": state}
 
 
-def complete(folder: Path, description: Description, state: StateCopy | None, entries: list[PartEntries]) -> None:
+def complete(folder: Path, header: Header, state: StateCopy | None, entries: list[PartEntries]) -> None:
     """Rank 0, when all parts are written: give `folder` its indexes and its name.
 
     entries: what write_part() returned, in rank order.
@@ -101,10 +108,10 @@ def complete(folder: Path, description: Description, state: StateCopy | None, en
         if state is not None:
             finish_state(partial / STATE_FOLDER, state, [entry["state"] for entry in entries])
         else:
-            write_shards(partial, description.data)
+            write_shards(partial, header.data)
         files: list[Entry] = [file for entry in entries for file in entry["files"]]
-        indexes.write(partial, indexes.sealed(MID_EPOCH, {**description.content(), "files": files}))
-        publish(partial, folder)
+        indexes.write(partial, indexes.sealed(MID_EPOCH, {**header.content(), "files": files}))
+        commit(partial, folder)
 
 
 # -------------------------------------------------------------------- reading
@@ -128,29 +135,21 @@ class RankTensors(Mapping[str, Tensor]):
         self.path, self.prefix = path, f"{group}."
 
     def __getitem__(self, name: str) -> Tensor:
-        with self._open() as file:
+        with reading_tensors(self.path, MID_EPOCH.cure) as file:
             if self.prefix + name not in file.keys():
                 raise KeyError(f"{self.path} holds no {self.prefix}{name}")
             tensor: Tensor = file.get_tensor(self.prefix + name)
             return tensor
 
     def __iter__(self) -> Iterator[str]:
-        with self._open() as file:
+        with reading_tensors(self.path, MID_EPOCH.cure) as file:
             return iter([name.removeprefix(self.prefix) for name in file.keys() if name.startswith(self.prefix)])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.path} cannot be read ({one_line(error)}): {MID_EPOCH.cure}") from error
-
 
 def read_tensors(folder: Path, index: Index) -> list[dict[str, RankTensors]]:
-    """What every rank wrote as Part.tensors, in rank order."""
+    """What every rank wrote as RankPart.tensors, in rank order."""
     paths = [folder / rank_file(rank, index["world_size"]) for rank in range(index["world_size"])]
     return [{group: RankTensors(path, group) for group in GROUPS} for path in paths]

@@ -1,26 +1,33 @@
 """OpenCLIP's .pt files, read without executing what they name; and what ours say of themselves."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..errors import one_line
 
-def fastclip_note(loss: str, epoch: int) -> dict[str, str | int]:
-    """What a .pt says of itself under the key "fastclip": plain values, so that it loads under weights_only=True."""
-    return {"loss": loss, "epoch": epoch}
+NUMPY_CODES = ("f4", "f8", "i4", "i8")  # of the numbers that older training code left in its optimizer's groups
+
+
+def with_note(contents: dict[str, Any], loss: str) -> dict[str, Any]:
+    """The contents of a checkpoint of one of our losses, with a note under "fastclip" that says so.
+
+    The note is of plain values, so that the file loads under weights_only=True.
+    """
+    return {**contents, "fastclip": {"loss": loss, "epoch": contents["epoch"]}}
 
 
 def load_pt(load: Callable[[], Any]) -> Any:
-    """What load(), a call of torch.load(weights_only=True), returns, with numpy's numbers in it as plain ones.
+    """What load(), a call of torch.load(weights_only=True), returns, with the numpy numbers of its optimizer plain.
 
-    Older training code left its learning rates in the optimizer's groups as numpy scalars, under the module's name of
-    numpy 1 or 2.
+    numpy 1 and 2 spell the module of their scalars differently; both are taken.
     """
     scalar: Any = np.float64().__reduce__()[0]
     allowed: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed += [np.dtype, *(type(np.dtype(code)) for code in "fdiq")]
+    allowed += [np.dtype, *(type(np.dtype(code)) for code in NUMPY_CODES)]
     with torch.serialization.safe_globals(allowed):
         contents = load()
     optimizer = contents.get("optimizer") if isinstance(contents, dict) else None
@@ -29,3 +36,10 @@ def load_pt(load: Callable[[], Any]) -> Any:
         for name, value in group.items() if isinstance(group, dict) else ():
             group[name] = value.item() if isinstance(value, np.generic) else value
     return contents
+
+
+def why_unreadable(error: Exception) -> str:
+    """In words, what load_pt() has raised."""
+    return (
+        "it holds more than tensors and plain values" if isinstance(error, pickle.UnpicklingError) else one_line(error)
+    )

@@ -7,7 +7,6 @@ executed.
 
 import glob
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,20 @@ import torch
 from torch import Tensor
 
 from ..data.identity import DataIdentity
-from ..errors import UserError, one_line
-from ..loss.config import CONSTANT_TAU, GLOBAL_TAU, INDIVIDUAL_TAU, FastCLIPConfig
+from ..errors import UserError
+from ..loss.config import FastCLIPConfig
 from ..loss.fastclip import FastCLIPLoss
 from ..loss.sample_table import SampleTable
 from .atomic import atomic_torch_save
-from .pt_files import fastclip_note, load_pt
+from .pt_files import load_pt, why_unreadable, with_note
 from .table import save_state, state_dir
 
 NEVER_SEEN = 1e-35  # the released code takes a u below this, inf or nan as that of a sample never seen
+RELEASED_LOSSES = {  # of the released code, by what their checkpoints have
+    "a constant temperature": ("sogclr", "fastclip-v1"),
+    "a learned temperature": ("fastclip-v0", "fastclip-v3"),
+    "a temperature for each sample": ("isogclr", "fastclip-v2"),
+}
 SIDES = {"im": "image", "tt": "text"}
 INDIVIDUAL = {"tau": "tau", "m_grad_tau": "tau_m", "v_grad_tau": "tau_v"}  # released name -> column, without the side
 
@@ -64,7 +68,7 @@ def convert(released: Path, checkpoints: Path, loss_name: str | None = None) -> 
         "state": {number: entry for number, entry in optimizer.items() if number not in group["params"]},
         "param_groups": checkpoint["optimizer"]["param_groups"][:-1],
     }
-    atomic_torch_save({**ours, "fastclip": fastclip_note(loss_name, epoch)}, path)
+    atomic_torch_save(with_note(ours, loss_name), path)
     return path, loss
 
 
@@ -75,8 +79,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         checkpoint = load_pt(lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:  # what the bytes of a foreign file can raise has no end
-        foreign = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors and plain values" if foreign else one_line(error)
+        reason = why_unreadable(error)
         raise UserError(f"{path} cannot be read ({reason}): name a checkpoint of the released code") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds no dict: name a checkpoint of the released code")
@@ -151,11 +154,10 @@ def _temperature_group(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]
 
 def _loss_name(asked: str | None, *, individual: bool, learned: bool, path: Path) -> str:
     """The algorithm: the one asked for, if the checkpoint can be of it, or the one that the checkpoint tells."""
-    possible, temperature = CONSTANT_TAU, "a constant temperature"
-    if individual:
-        possible, temperature = INDIVIDUAL_TAU, "a temperature for each sample"
-    elif learned:
-        possible, temperature = GLOBAL_TAU, "a learned temperature"
+    temperature = (
+        "a temperature for each sample" if individual else f"a {'learned' if learned else 'constant'} temperature"
+    )
+    possible = RELEASED_LOSSES[temperature]
     if asked is None and individual:
         return "fastclip-v2"
     if asked not in possible:

@@ -27,7 +27,7 @@ def mid_epoch_checkpoints(checkpoints: str | Path) -> list[tuple[int, float, Pat
     """
     found = []
     for folder in Path(checkpoints).glob("epoch_*_step_*"):
-        match = re.fullmatch(r"epoch_(\d+)_step_\d+(\.old)?", folder.name)
+        match = re.fullmatch(rf"epoch_(\d+)_step_\d+({re.escape(REPLACED)})?", folder.name)
         if not match or (match[2] and folder.with_name(folder.name.removesuffix(REPLACED)).exists()):
             continue
         try:
@@ -71,7 +71,7 @@ def unfinished_checkpoints(checkpoints: str | Path) -> list[Path]:
     return sorted(Path(checkpoints).glob("epoch_*_step_*" + UNFINISHED))
 
 
-def retire(written: Path, keep: int) -> list[Path]:
+def prune_mid_epoch(written: Path, keep: int) -> list[Path]:
     """Take away the names of all but the newest `keep` mid-epoch checkpoints; what can be removed now.
 
     written: the one that stays in any case. A damaged one neither counts nor goes. For one rank, while nothing is being
@@ -85,10 +85,10 @@ def retire(written: Path, keep: int) -> list[Path]:
         folder for _, share, folder in mid_epoch_checkpoints(checkpoints) if folder != written and share != DAMAGED
     ]
     for folder in others[: max(len(others) - keep + 1, 0)]:
-        doomed = unfinished(folder)  # half of it shall not be taken for a damaged one
-        with writing(doomed):
-            shutil.rmtree(doomed, ignore_errors=True)
-            folder.rename(doomed)
+        removed = unfinished(folder)  # half of it shall not be taken for a damaged one
+        with writing(removed):
+            shutil.rmtree(removed, ignore_errors=True)
+            folder.rename(removed)
     return unfinished_checkpoints(checkpoints)
 
 
@@ -101,7 +101,7 @@ def prune_states(checkpoints: str | Path, keep: set[int]) -> None:
     epochs = [re.fullmatch(r"epoch_(\d+)\.pt", path.name) for path in folder.glob("epoch_*.pt")]
     named = keep | {int(match[1]) for match in epochs if match}
     for path in folder.glob("epoch_*.fastclip*"):
-        match = re.fullmatch(r"(epoch_(\d+)\.fastclip)(\.tmp|\.old)?", path.name)
+        match = re.fullmatch(rf"(epoch_(\d+)\.fastclip)({re.escape(UNFINISHED)}|{re.escape(REPLACED)})?", path.name)
         if match is None:
             continue
         is_leftover = match[3] == UNFINISHED or (match[3] == REPLACED and (folder / match[1]).exists())

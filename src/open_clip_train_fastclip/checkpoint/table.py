@@ -9,23 +9,31 @@ nothing: it is JSON and safetensors, and both are checked before they are used.
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..data.identity import DataIdentity, first_difference
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..loss.fastclip import FastCLIPLoss
 from ..loss.sample_table import SampleTable
 from ..ranks import agree, gather_objects, is_first_rank
 from . import index as indexes
-from .atomic import Entry, check_entry, present, publish, remove_leftover, sync, unfinished, write_tensors, writing
+from .atomic import (
+    Entry,
+    check_entry,
+    commit,
+    present,
+    reading_tensors,
+    remove_leftover,
+    sync,
+    unfinished,
+    write_tensors,
+    writing,
+)
 from .index import DTYPES, INDEX, STATE, Index, rank_file
 
 SHARDS = "shards.json"  # DataIdentity.text
@@ -133,7 +141,7 @@ def _complete(folder: Path, state: StateCopy, entries: list[Entry]) -> None:
     if is_first_rank():
         with writing(folder):
             finish_state(unfinished(folder), state, entries)
-            publish(unfinished(folder), folder)
+            commit(unfinished(folder), folder)
 
 
 def finish_state(partial: Path, state: StateCopy, entries: list[Entry]) -> None:
@@ -207,7 +215,7 @@ def _matching_index(loss: FastCLIPLoss, folder: Path, data: DataIdentity) -> Ind
     if index["num_samples"] != table.num_samples:
         raise UserError(
             f"{folder} holds {index['num_samples']} samples and this run has {table.num_samples}: "
-            f"go on with the same data (or --data-size), or {weights_alone}"
+            f"go on with the same data (and --data-size), or {weights_alone}"
         )
     if not same_data:
         raise UserError(
@@ -227,7 +235,7 @@ def _check_files(folder: Path, index: Index, entries: list[Entry]) -> None:
     for entry in entries:
         path = folder / entry["name"]
         check_entry(path, entry, STATE.cure)
-        with _reading(path) as file:
+        with reading_tensors(path, STATE.cure) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
             found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
         column = (DTYPES[index["dtype"]], [entry["stop"] - entry["start"]])
@@ -241,7 +249,7 @@ def _read_rows(table: SampleTable, folder: Path, index: Index) -> None:
         start, stop = max(entry["start"], table.start), min(entry["stop"], table.stop)
         if start >= stop:
             continue
-        with _reading(folder / entry["name"]) as file:
+        with reading_tensors(folder / entry["name"], STATE.cure) as file:
             for name in table.columns:
                 rows = file.get_slice(name)[start - entry["start"] : stop - entry["start"]]
                 table.local(name)[start - table.start : stop - table.start].copy_(rows)
@@ -249,13 +257,3 @@ def _read_rows(table: SampleTable, folder: Path, index: Index) -> None:
 
 def _dtype_name(table: SampleTable) -> str:
     return str(table.rows.dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[Any]:
-    """A safetensors file; what the disk or the file does wrong becomes a UserError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}): {STATE.cure}") from error

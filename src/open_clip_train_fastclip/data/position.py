@@ -68,10 +68,10 @@ class Source(Protocol):
     in_order: bool  # an epoch goes through all samples, instead of drawing shards by chance
     partial_epoch: bool  # an epoch ends when no whole batch is left, instead of filling the last one
 
-    def go_on(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
+    def resume(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
         """In `epoch` leave out this rank's first `batches` batches; `start` as in DataPosition."""
 
-    def go_on_with_rest(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
+    def resume_remaining(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
         """In `epoch` leave out all samples that are seen and count the batches from `first` to num_batches.
 
         Raises UserError if the source cannot tell which samples those are.
@@ -90,7 +90,7 @@ class DataPosition:
         self.epoch = epoch
         self.batches = 0  # of this rank, counted from the epoch's start
         self.samples = 0  # of this rank
-        self.is_rest = False  # the epoch was dealt out anew inside it, so the workers' positions mean nothing
+        self.is_redistributed = False  # the epoch was dealt out anew inside it, so the workers' positions mean nothing
         self.start = 0  # batch at which the draws of shards by chance began anew
         self.seen = SeenSamples(self.num_samples)
         self.workers = [WorkerPosition() for _ in range(self.num_workers)]
@@ -117,7 +117,7 @@ class DataPosition:
         """The position as CPU tensors that later batches do not change."""
         return {
             "samples": torch.tensor([self.samples]),
-            "is_rest": torch.tensor([self.is_rest]),
+            "is_rest": torch.tensor([self.is_redistributed]),
             "start": torch.tensor([self.start]),
             "workers": torch.tensor([[w.number, w.ordinal] for w in self.workers]),
             "num_finished": torch.tensor([len(w.finished) for w in self.workers]),
@@ -157,7 +157,7 @@ def resume_position(
     rank, world_size, _, _ = pytorch_worker_info()
     if same_layout and not any(tensors["is_rest"] for tensors in saved):
         position.put(epoch, batches, saved[rank])
-        position.source.go_on(epoch, batches, position.workers, position.start)
+        position.source.resume(epoch, batches, position.workers, position.start)
         return batches
     seen = SeenSamples(position.num_samples, saved)
     samples = sum(int(tensors["samples"]) for tensors in saved)
@@ -169,10 +169,10 @@ def resume_position(
         first = min(num_batches, first + -first % accum_freq)
     else:
         first -= first % accum_freq
-    position.source.go_on_with_rest(epoch, first, num_batches, seen)
+    position.source.resume_remaining(epoch, first, num_batches, seen)
     position._begin(epoch)
     position.batches = position.start = first
-    position.is_rest = position.source.in_order
+    position.is_redistributed = position.source.in_order
     if rank == 0:  # the ranks' parts are joined when they are read
         position.seen, position.samples = seen, samples
     return first

@@ -28,7 +28,7 @@ def seed_generators(*parts: int) -> None:
 
 
 def seed_augmentation(*parts: int) -> None:
-    """Seed the generators that a transform of one sample may draw from: on the CPU alone, in some 15 microseconds."""
+    """Seed the generators that a transform of one sample may draw from: on the CPU alone, in microseconds."""
     value = int.from_bytes(blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
     torch.default_generator.manual_seed(value)
     np.random.seed(value)

@@ -45,7 +45,7 @@ def rows_identity(rows: Any) -> DataIdentity:
 
 
 class RowOrder(Sampler[int]):
-    """A sampler's order, of which the first epoch may be gone on with."""
+    """A sampler's order; its first epoch can begin inside."""
 
     in_order, partial_epoch = True, True
 
@@ -65,11 +65,11 @@ class RowOrder(Sampler[int]):
             if number >= skip:
                 yield row
 
-    def go_on(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
+    def resume(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
         """See position.Source."""
         self.skip = batches * self.batch_size
 
-    def go_on_with_rest(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
+    def resume_remaining(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
         """See position.Source."""
         rank, world_size, _, _ = pytorch_worker_info()
         unseen = np.random.default_rng((self.seed, epoch, first)).permutation(seen.missing(range(seen.num_samples)))
@@ -86,8 +86,8 @@ class _NumberedRows(Dataset[tuple[Any, ...]]):
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         where = f"row {row + 1} of --train-data"
         captions = getattr(self.rows, "captions", None)
-        if captions and len(str(captions[row])) > MAX_CAPTION_BYTES:
-            raise UserError(f"{where} has a caption of more than {MAX_CAPTION_BYTES} characters: shorten it")
+        if captions and len(str(captions[row]).encode()) > MAX_CAPTION_BYTES:
+            raise UserError(f"{where} has a caption of more than {MAX_CAPTION_BYTES:,} bytes: shorten it")
         seed_augmentation(self.seed, self.shared_epoch.get_value(), row)
         try:
             return *self.rows[row], row, ()

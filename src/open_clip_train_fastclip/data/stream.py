@@ -1,6 +1,6 @@
-"""The samples of a data worker, pass by pass over its shards: numbered as they leave the shuffle, and gone on with.
+"""The samples of a data worker, pass by pass over its shards, numbered as they leave the shuffle.
 
-A stream that goes on inside an epoch reads what it read before, up to where it stood, but decodes nothing of it and
+A stream that is resumed inside an epoch reads what it read before, up to where it stood, but decodes nothing of it and
 does not open shards that were through: stand-ins take the place of their samples in the shuffle. On other ranks,
 workers or batch sizes a worker gets a slice of the samples that nobody has seen in the epoch.
 """
@@ -187,17 +187,17 @@ class SampleStream:
                 "one batch: lower --batch-size or --workers, or look for warnings about shards and samples above"
             )
 
-    def go_on(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
+    def resume(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
         """See position.Source."""
         self.resumed = Resumed(epoch, batches, workers=workers)
         if start:
-            self._draw_anew(epoch, start)
+            self._reseed_draws(epoch, start)
 
-    def go_on_with_rest(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
+    def resume_remaining(self, epoch: int, first: int, num_batches: int, seen: SeenSamples) -> None:
         """See position.Source."""
         if not self.in_order:
             self.resumed = Resumed(epoch, first)
-            self._draw_anew(epoch, first)
+            self._reseed_draws(epoch, first)
             return
         if self.manifest is None:
             raise UserError(
@@ -206,7 +206,7 @@ class SampleStream:
             )
         self.resumed = Resumed(epoch, first, slices=self._slices(epoch, first, num_batches, seen))
 
-    def _draw_anew(self, epoch: int, start: int) -> None:
+    def _reseed_draws(self, epoch: int, start: int) -> None:
         """Give the draws of shards by chance in `epoch` another seed: those from its beginning have been used."""
         shards, stock_seed = self.shard_stages[0], self.shard_stages[0].worker_seed
 

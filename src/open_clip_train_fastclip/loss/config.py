@@ -1,4 +1,4 @@
-"""FastCLIPConfig: every setting of the algorithms, checked when it is made."""
+"""FastCLIPConfig: every setting of the algorithms, checked when it is made; and what sets the algorithms apart."""
 
 import math
 from dataclasses import dataclass
@@ -8,49 +8,74 @@ import torch
 
 from ..errors import UserError
 
-GLOBAL_TAU = ("fastclip-v0", "fastclip-v3")  # one temperature, learned
-CONSTANT_TAU = ("sogclr", "fastclip-v1")  # one temperature, constant
-INDIVIDUAL_TAU = ("isogclr", "fastclip-v2")  # one temperature per sample and modality, learned
-CONSTANT_GAMMA = ("sogclr", "isogclr")  # by default
-LOSSES = ("sogclr", "isogclr", "fastclip-v0", "fastclip-v1", "fastclip-v2", "fastclip-v3")
+CONSTANT, GLOBAL, INDIVIDUAL = "constant", "global", "individual"  # temperatures: see Algorithm.tau
+# Objectives of the paper; GCL_WITHOUT_TAU is GCL without its factor tau.
+GCL, GCL_WITHOUT_TAU, RGCL, RGCL_G = "GCL", "GCL without the factor tau", "RGCL", "RGCL-g"
+GAMMA_SCHEDULES = ("cosine", "constant")
+TAU_LR_SCHEDULES = ("cosine", "const", "step_thresh")
+GRADIENTS = ("released", "paper")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What sets one loss apart: its objective, its temperature, and the defaults of its settings.
+
+    This is the only place where those defaults are written: the flags' help and the documentation take them from here.
+    """
+
+    objective: str
+    tau: str  # CONSTANT; GLOBAL: one, learned; INDIVIDUAL: one per sample and modality, learned
+    gamma_schedule: str = "cosine"
+    temperature: float = 0.07  # at the start
+    rho: float = 0.0  # margin, as published for a global batch of PUBLISHED_BATCH; 0: the objective has none
+    tau_lr: float = 0.0  # learning rate of the temperature, or
+    tau_lr_divisor: int = 0  # the model's rate divided by this
+    tau_lr_schedule: str = "const"
+
+
+ALGORITHMS = {
+    "sogclr": Algorithm(GCL, CONSTANT, gamma_schedule="constant"),
+    "isogclr": Algorithm(RGCL, INDIVIDUAL, gamma_schedule="constant", temperature=0.03, rho=7.0, tau_lr=0.0133),
+    "fastclip-v0": Algorithm(GCL_WITHOUT_TAU, GLOBAL, tau_lr_divisor=1, tau_lr_schedule="cosine"),
+    "fastclip-v1": Algorithm(GCL, CONSTANT),
+    "fastclip-v2": Algorithm(RGCL, INDIVIDUAL, temperature=0.03, rho=7.0, tau_lr=0.0133),
+    "fastclip-v3": Algorithm(RGCL_G, GLOBAL, rho=6.5, tau_lr_divisor=5, tau_lr_schedule="step_thresh"),
+}
+LOSSES = tuple(ALGORITHMS)
 
 TAU_MIN, TAU_MAX = 0.01, 1.0  # the range that OpenCLIP's clamp of logit_scale to [0, ln 100] allows
-# The defaults, each written here alone: the flags' help and the documentation take them from here.
-TEMPERATURE, INDIVIDUAL_TEMPERATURE = 0.07, 0.03
-V3_TAU_LR_DIVISOR, INDIVIDUAL_TAU_LR = 5, 0.0133
-GAMMA_FACTOR, GAMMA_POWER = 4.177, -0.7265
+GAMMA_FACTOR, GAMMA_POWER = 4.177, -0.7265  # of the default of gamma, over the epochs
 PUBLISHED_BATCH = 1024  # global batch of the runs whose rho was published
-PUBLISHED_RHO = {"fastclip-v3": 6.5, "fastclip-v2": 7.0, "isogclr": 7.0}
 LEAST_DEFAULT_RHO = 1.0
 BY_LOSS: Any = None  # a field that __post_init__ fills with the default of the loss
 
 
+def losses_with(tau: str) -> tuple[str, ...]:
+    """The losses with that kind of temperature."""
+    return tuple(loss for loss, algorithm in ALGORITHMS.items() if algorithm.tau == tau)
+
+
 def default_gamma(epochs: int) -> float:
-    """Smallest gamma of the schedule for a run of `epochs`: the authors' later rule, a power of the epochs."""
+    """Smallest gamma of the schedule for a run of `epochs`: the authors' later rule, a power of them and at most 1."""
     return min(1.0, GAMMA_FACTOR * math.pow(max(epochs, 1), GAMMA_POWER))
 
 
 def default_rho(loss: str, global_batch_size: int) -> float:
-    """The published rho, scaled by ln(B-1)/ln(1023) for a global batch of B pairs, and at least 1.
+    """The published rho for a global batch of B pairs: in proportion to ln(B-1), and not below LEAST_DEFAULT_RHO.
 
     One batch bounds the KL divergence that rho stands for by ln(B-1), so a small batch needs a smaller rho.
     Losses without rho get 0.
     """
-    published = PUBLISHED_RHO.get(loss, 0.0)
+    published = ALGORITHMS[loss].rho
     if not published:
         return 0.0
-    share = math.log(max(global_batch_size - 1, 1)) / math.log(PUBLISHED_BATCH - 1)
-    return max(LEAST_DEFAULT_RHO, published * share)
-
-
-def default_gamma_decay_epochs(epochs: int) -> int:
-    """Epochs until gamma is smallest: half of the epochs, the authors' advice."""
-    return max(1, epochs // 2)
+    scaled = published * math.log(max(global_batch_size - 1, 1)) / math.log(PUBLISHED_BATCH - 1)
+    return max(LEAST_DEFAULT_RHO, scaled)
 
 
 @dataclass(frozen=True)
 class FastCLIPConfig:
-    """Settings of one FastCLIP run (paper: arXiv 2407.01445). Left out, or None: the default, in brackets.
+    """Settings of one FastCLIP run (paper: arXiv 2407.01445). A field of BY_LOSS, left out or None: see ALGORITHMS.
 
     Raises UserError (a ValueError) that names the field and the cure.
     """
@@ -58,14 +83,14 @@ class FastCLIPConfig:
     loss: str  # one of LOSSES
     num_samples: int  # N, rows of the per-sample table; ids are 0 .. N-1
     epochs: int = 32  # epochs of the whole run, the horizon of gamma's default
-    gamma: float = BY_LOSS  # gamma_min in (0, 1] (default_gamma(epochs))
-    gamma_schedule: str = BY_LOSS  # "cosine" or "constant" (constant for sogclr and isogclr, else cosine)
-    gamma_decay_epochs: int = BY_LOSS  # E, epochs until gamma_min is reached (half of the epochs)
-    rho: float = BY_LOSS  # margin of RGCL and RGCL-g, for v2, isogclr and v3 (the published value for B = 1024)
+    gamma: float = BY_LOSS  # gamma_min in (0, 1]; its default is default_gamma(epochs)
+    gamma_schedule: str = BY_LOSS  # one of GAMMA_SCHEDULES
+    gamma_decay_epochs: int = BY_LOSS  # E, epochs until gamma_min is reached; by default half of the epochs
+    rho: float = BY_LOSS  # margin of RGCL and RGCL-g; its default is the published one
     eps: float = 1e-14  # added to u, in u's own unit
-    temperature: float = BY_LOSS  # tau at the start (INDIVIDUAL_TEMPERATURE for v2 and isogclr, else TEMPERATURE)
-    tau_lr: float = BY_LOSS  # learning rate of tau (a fifth of lr for v3, lr for v0, INDIVIDUAL_TAU_LR for v2, isogclr)
-    tau_lr_schedule: str = BY_LOSS  # cosine, const or step_thresh (v3 step_thresh, v0 cosine, else const)
+    temperature: float = BY_LOSS  # tau at the start
+    tau_lr: float = BY_LOSS  # learning rate of tau
+    tau_lr_schedule: str = BY_LOSS  # one of TAU_LR_SCHEDULES
     beta1: float = 0.9  # of tau's AdamW (v0, v3) or Adam (v2, isogclr)
     beta2: float = 0.999
     adam_eps: float = 1e-8
@@ -77,61 +102,59 @@ class FastCLIPConfig:
     table_dtype: torch.dtype = torch.float32  # of the table and of tau; float64 in tests
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
+        if self.loss not in ALGORITHMS:
             raise UserError(f"loss {self.loss!r} is unknown: choose one of {', '.join(LOSSES)}")
-        tau_lr, schedule = 0.0, "const"
-        if self.loss == "fastclip-v3":
-            tau_lr, schedule = self.lr / V3_TAU_LR_DIVISOR, "step_thresh"
-        elif self.loss == "fastclip-v0":
-            tau_lr, schedule = self.lr, "cosine"
-        elif self.individual_tau:
-            tau_lr = INDIVIDUAL_TAU_LR
+        algorithm = self.algorithm
         defaults = {
             "gamma": default_gamma(self.epochs),
-            "gamma_schedule": "constant" if self.loss in CONSTANT_GAMMA else "cosine",
-            "gamma_decay_epochs": default_gamma_decay_epochs(self.epochs),
+            "gamma_schedule": algorithm.gamma_schedule,
+            "gamma_decay_epochs": max(1, self.epochs // 2),
             "rho": default_rho(self.loss, PUBLISHED_BATCH),
-            "temperature": INDIVIDUAL_TEMPERATURE if self.individual_tau else TEMPERATURE,
-            "tau_lr": tau_lr,
-            "tau_lr_schedule": schedule,
+            "temperature": algorithm.temperature,
+            "tau_lr": self.lr / algorithm.tau_lr_divisor if algorithm.tau_lr_divisor else algorithm.tau_lr,
+            "tau_lr_schedule": algorithm.tau_lr_schedule,
         }
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         self._check()
 
-    def resolved(self) -> dict[str, float | int | str]:
-        """The plain values that a resumed run must not derive anew, by the names of their fields (RESOLVED)."""
-        return {name: getattr(self, name) for name in RESOLVED}
+    @property
+    def algorithm(self) -> Algorithm:
+        """What sets the loss apart."""
+        return ALGORITHMS[self.loss]
 
     @property
     def individual_tau(self) -> bool:
-        """Whether every sample has temperatures of its own (v2, isogclr)."""
-        return self.loss in INDIVIDUAL_TAU
+        """Whether every sample has temperatures of its own."""
+        return self.algorithm.tau == INDIVIDUAL
 
     @property
-    def global_tau(self) -> bool:
-        """Whether one temperature is learned (v0, v3)."""
-        return self.loss in GLOBAL_TAU
+    def learns_global_tau(self) -> bool:
+        """Whether one temperature is learned for all."""
+        return self.algorithm.tau == GLOBAL
+
+    def resolved(self) -> dict[str, float | int | str]:
+        """The plain values that a resumed run must not derive anew, by the names of their fields (RESOLVED)."""
+        return {name: getattr(self, name) for name in RESOLVED}
 
     def _check(self) -> None:
         def require(ok: bool, name: str, rule: str) -> None:
             if not ok:
                 raise UserError(f"{name} is {getattr(self, name)!r}: {rule}")
 
+        def require_one_of(name: str, choices: tuple[str, ...]) -> None:
+            require(getattr(self, name) in choices, name, f"choose {', '.join(choices[:-1])} or {choices[-1]}")
+
         require(self.num_samples >= 1, "num_samples", "the data set needs at least one sample")
         require(0 < self.gamma <= 1, "gamma", "it must be in (0, 1]; 1 switches the memory of u off")
-        require(self.gamma_schedule in ("cosine", "constant"), "gamma_schedule", "choose cosine or constant")
+        require_one_of("gamma_schedule", GAMMA_SCHEDULES)
         require(self.gamma_decay_epochs >= 1, "gamma_decay_epochs", "it must be 1 epoch or more")
         require(0 <= self.rho < math.inf, "rho", "it must be 0 or more")
         require(0 < self.eps < 1, "eps", "it must be in (0, 1), for example 1e-14")
         require(TAU_MIN <= self.temperature <= TAU_MAX, "temperature", f"it must be in [{TAU_MIN}, {TAU_MAX}]")
         require(0 <= self.tau_lr < math.inf, "tau_lr", "it must be 0 or more")
-        require(
-            self.tau_lr_schedule in ("cosine", "const", "step_thresh"),
-            "tau_lr_schedule",
-            "choose cosine, const or step_thresh",
-        )
+        require_one_of("tau_lr_schedule", TAU_LR_SCHEDULES)
         require(
             not (self.individual_tau and self.tau_lr_schedule == "step_thresh"),
             "tau_lr_schedule",
@@ -142,7 +165,7 @@ class FastCLIPConfig:
         require(self.adam_eps >= 0, "adam_eps", "it must be 0 or more")
         require(0 < self.lr < math.inf, "lr", "it must be above 0")
         require(0 <= self.lr_min <= self.lr, "lr_min", f"it must be between 0 and the learning rate {self.lr}")
-        require(self.gradients in ("released", "paper"), "gradients", "choose released or paper")
+        require_one_of("gradients", GRADIENTS)
 
 
 # Fields that flags set and that a state keeps: every default that depends on the run is in force under its own name.

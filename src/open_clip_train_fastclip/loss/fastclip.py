@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from . import functional
 from .collectives import Collectives
-from .config import FastCLIPConfig
+from .config import GCL_WITHOUT_TAU, RGCL_G, FastCLIPConfig
 from .sample_table import SampleTable
 from .schedules import gamma_at
 from .temperature import GlobalTemperature, move_individual, tau_lr_at
@@ -31,11 +31,11 @@ class _Step:
     copies_B: Tensor  # at a last copy: how many copies there are; elsewhere 0
     rows: Callable[[], Tensor]  # waits for the old rows [B, C]
     announced: bool  # by begin_step: every call until the next begin_step belongs to it
-    moved: "_Moved | None" = None  # set by the step's first call
+    moved: "_Update | None" = None  # set by the step's first call
 
 
 @dataclass
-class _Moved:
+class _Update:
     """What the first call of a step leaves to its later ones, which reuse it."""
 
     tau_B2: Tensor  # the step's tau, before it moved
@@ -62,7 +62,7 @@ class FastCLIPLoss(nn.Module):
     (not the value's derivative), scaled by K so that the mean over ranks, which DDP forms, is the global gradient.
     tau and u move inside the call; the value and the gradients use the step's old tau and its new u.
     A global batch with a non-finite feature leaves u, tau and its moments as they are, and `usable` says so: what it
-    gives as gradients is no good either (bad_steps.BadSteps leaves out the optimizer's step).
+    gives as gradients is no good either (nonfinite.NonfiniteGuard leaves out the optimizer's step).
 
     World size and rank are those of torch.distributed if it is initialised when the module is made.
     """
@@ -140,7 +140,7 @@ class FastCLIPLoss(nn.Module):
         tau = self.temperature
         figures = {"tau": tau.item(), "gamma": self.gamma, "visited": self.visited.item() / self.config.num_samples}
         figures["skipped_steps"] = self.skipped_steps.item()
-        if not (self.config.global_tau or self.config.individual_tau):
+        if not (self.config.learns_global_tau or self.config.individual_tau):
             figures["tau_lr"] = 0.0
         else:
             figures["tau_lr"] = tau_lr_at(self.config, max(self.step - 1, 0), tau).item()
@@ -185,7 +185,7 @@ class FastCLIPLoss(nn.Module):
             else:
                 view = self._contrast_with_global_batch(image_bd, text_bd, step.moved.tau_B2)
                 diagonal_B = self.collectives.gather(view.diagonal_b)
-                self._judge(diagonal_B, self.usable)
+                self._update_usable(diagonal_B, self.usable)
             image_gradient_bd, text_gradient_bd = self._feature_gradients(view, step.moved, diagonal_B)
         return step.moved.value, image_gradient_bd, text_gradient_bd
 
@@ -222,7 +222,7 @@ class FastCLIPLoss(nn.Module):
         log_g_b2, mean_h_b2 = (torch.stack(pair, dim=1) for pair in zip(*both, strict=True))
         return _Contrast((image_bd, text_bd), (image_logits, text_logits), diagonal_b, log_g_b2, mean_h_b2)
 
-    def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor, tau_B2: Tensor) -> tuple[_Moved, Tensor]:
+    def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor, tau_B2: Tensor) -> tuple[_Update, Tensor]:
         """New u and, by the loss's rule, new tau: computed where the anchor lives, then known and stored everywhere.
 
         Returns what later calls reuse, and the diagonal of the global batch [B], which travels along.
@@ -243,11 +243,11 @@ class FastCLIPLoss(nn.Module):
         slope = (slope_b2.sum(1) * self._own(step.copies_B)).sum()
         new_BC, slope = self._exchange(packed_bC, slope)
         diagonal_B, new_BC = new_BC[:, 2], torch.cat([new_BC[:, :2], new_BC[:, 3:]], dim=1)[step.last_B]
-        usable = self._judge(diagonal_B, torch.ones_like(self.usable))
+        usable = self._update_usable(diagonal_B, torch.ones_like(self.usable))
 
         log_eps_u_B2 = functional.log_weight_denominator(new_BC[:, :2], c.eps)
-        moved = _Moved(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2))
-        if self.global_tau is not None and c.global_tau:
+        moved = _Update(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2))
+        if self.global_tau is not None and c.learns_global_tau:
             mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), log_eps_u_B2.sum(1).mean()
             gradient = self.global_tau.gradient(slope / len(new_BC), mean_log_u, mean_log_eps_u)
             self.global_tau.move(gradient, tau_lr_at(c, self.step, self.global_tau.tau()), usable)
@@ -261,7 +261,7 @@ class FastCLIPLoss(nn.Module):
         everything = self.collectives.gather(packed)
         return everything[:, :-1].reshape(-1, C), everything[:, -1].sum()
 
-    def _judge(self, diagonal_B: Tensor, usable: Tensor) -> Tensor:
+    def _update_usable(self, diagonal_B: Tensor, usable: Tensor) -> Tensor:
         """`usable` of the step after a call with this diagonal, given what it was before the call."""
         self.usable = usable & diagonal_B.isfinite().all()  # any non-finite feature shows in its pair's diagonal
         self.skipped_steps += usable ^ self.usable
@@ -270,10 +270,10 @@ class FastCLIPLoss(nn.Module):
     def _value(self, tau_B2: Tensor, log_eps_u_B2: Tensor) -> Tensor:
         """The objective: GCL, its form without the factor tau (v0), RGCL (v2, isogclr) or RGCL-g (v3)."""
         c = self.config
-        if c.loss == "fastclip-v0":
+        if c.algorithm.objective == GCL_WITHOUT_TAU:
             return log_eps_u_B2.sum(1).mean()
         value = (tau_B2 * (log_eps_u_B2 + (c.rho if c.individual_tau else 0.0))).sum(1).mean()
-        return value + 2 * c.rho * tau_B2[0, 0] if c.loss == "fastclip-v3" else value
+        return value + 2 * c.rho * tau_B2[0, 0] if c.algorithm.objective == RGCL_G else value
 
     def _store(self, old_BC: Tensor, new_BC: Tensor) -> None:
         """Write the new rows and keep the counts of metrics() up to date."""
@@ -288,15 +288,15 @@ class FastCLIPLoss(nn.Module):
         self._last_rows_BC = new_BC
         self.step += 1
 
-    def _feature_gradients(self, view: _Contrast, moved: _Moved, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _feature_gradients(self, view: _Contrast, moved: _Update, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
         """K times this rank's part of G_w: its anchors against everybody, everybody's anchors against its items."""
-        c, B = self.config, len(diagonal_B)
+        c, objective, B = self.config, self.config.algorithm.objective, len(diagonal_B)
         tau_B2, dtype = moved.tau_B2, view.items[0].dtype
         factor = self.collectives.world_size / B
         if c.gradients == "released":
-            factor_B2 = factor / 2 * (torch.ones_like(tau_B2) if c.loss == "fastclip-v3" else 1 / tau_B2)
+            factor_B2 = factor / 2 * (torch.ones_like(tau_B2) if objective == RGCL_G else 1 / tau_B2)
         else:
-            factor_B2 = factor * (1 / tau_B2 if c.loss == "fastclip-v0" else torch.ones_like(tau_B2))
+            factor_B2 = factor * (1 / tau_B2 if objective == GCL_WITHOUT_TAU else torch.ones_like(tau_B2))
         log_factor_B2 = factor_B2.log() - moved.log_eps_u_B2
         bias_B2 = (diagonal_B[:, None] / tau_B2 + math.log(B - 1) - log_factor_B2).to(dtype)
         # The anchors' own pair is in every exponent; its share is the sum of the weights, known from g.

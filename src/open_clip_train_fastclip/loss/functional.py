@@ -8,7 +8,7 @@ needs everybody's new u. They are walked through in tiles of columns, so the exp
 fill a b x B matrix. Up to b*B = KEPT_ELEMENTS the similarities themselves are kept between the two walks (8 bytes an
 element for both directions); beyond, they are computed again and memory is linear in B.
 
-Within a tile exponents are in base 2, because exp2 is four times as fast as exp on a CPU (Sleef instead of MKL).
+Within a tile exponents are in base 2, because torch's exp2 is much faster than its exp on a CPU (Sleef, not MKL).
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Logits:
     def __init__(self, anchors_bd: Tensor, tau_b: Tensor, items_Bd: Tensor, places_b: Tensor, places_B: Tensor):
         self.anchors_bd, self.tau_b, self.items_Bd = anchors_bd, tau_b, items_Bd
         self.scaled_anchors_bd = anchors_bd * (LOG2_E / tau_b)[:, None]
-        # As floating point (exact up to 2^24): adding a float mask is six times as fast as masked_fill with a bool one.
+        # As floating point (exact up to 2^24): adding a float mask is faster than masked_fill with a bool one.
         self.places_b1, self.places_B = places_b.to(items_Bd.dtype)[:, None], places_B.to(items_Bd.dtype)
         b, B = len(anchors_bd), len(items_Bd)
         width = max(1, TILE_ELEMENTS.get(anchors_bd.device.type, TILE_ELEMENTS_GPU) // b)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .fastclip import FastCLIPLoss
 
-MOST_IN_A_ROW = 10  # bad steps after which there is nothing to hope for
+MOST_IN_A_ROW = 10  # bad steps after which a run does not recover by itself
 
 
 class NonfiniteGuard:

@@ -13,12 +13,16 @@ U_COLUMNS = ("log_u_image", "log_u_text")
 TAU_COLUMNS = ("tau_image", "tau_text", "tau_m_image", "tau_m_text", "tau_v_image", "tau_v_text")
 
 
+def columns_of(config: FastCLIPConfig) -> tuple[str, ...]:
+    """The columns of the table; a sample takes as many numbers of config.table_dtype."""
+    return U_COLUMNS + TAU_COLUMNS if config.individual_tau else U_COLUMNS
+
+
 class SampleTable(nn.Module):
     """A table of N samples: log u of both modalities and, with individual temperatures, tau and its Adam moments.
 
-    In float32 that is 8 bytes a sample, or 32 with individual temperatures, in all and not per rank: rank r of K
-    holds the ids from r * ceil(N/K) on. `rows` has one spare row at the end, the target of writes that belong to
-    other ranks, so that no step needs the number of its own ids on the host.
+    Its rows are split, not copied: rank r of K holds the ids from r * ceil(N/K) on. `rows` has one spare row at the
+    end, the target of writes that belong to other ranks, so that no step needs the number of its own ids on the host.
     An unvisited sample has log u = -inf.
     """
 
@@ -27,7 +31,7 @@ class SampleTable(nn.Module):
     def __init__(self, config: FastCLIPConfig, collectives: Collectives):
         super().__init__()
         self.num_samples = config.num_samples
-        self.columns = U_COLUMNS + TAU_COLUMNS if config.individual_tau else U_COLUMNS
+        self.columns = columns_of(config)
         self.collectives = collectives
         self.rows_per_rank = math.ceil(self.num_samples / collectives.world_size)
         self.start = min(collectives.rank * self.rows_per_rank, self.num_samples)

@@ -15,7 +15,7 @@ def gamma_at(epoch: int, schedule: str, gamma_min: float, decay_epochs: int) -> 
     return 0.5 * (1 + math.cos(math.pi * epoch / decay_epochs)) * (1 - gamma_min) + gamma_min
 
 
-def cosine_lr_at(step: int, base_lr: float, warmup_steps: int, total_steps: int | None, lr_min: float = 0.0) -> float:
+def cosine_lr_at(step: int, base_lr: float, warmup_steps: int, total_steps: int | None, lr_min: float) -> float:
     """Learning rate at `step` (0-based): linear warm-up, then a cosine from base_lr to lr_min at `total_steps`.
 
     Without total_steps the rate stays at base_lr after the warm-up.

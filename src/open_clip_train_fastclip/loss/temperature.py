@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import TAU_MAX, TAU_MIN, FastCLIPConfig
+from .config import GCL_WITHOUT_TAU, TAU_MAX, TAU_MIN, FastCLIPConfig
 from .schedules import cosine_lr_at
 
 GRADIENT_CLAMP = 5.0  # of an individual tau
-STEP_THRESHOLD, STEP_FACTOR = 0.03, 1 / 3  # "step_thresh": at or below this tau its rate is a third
+STEP_THRESHOLD, STEP_FACTOR = 0.03, 1 / 3  # "step_thresh": at or below this tau its rate has that factor
 
 
 def tau_lr_at(config: FastCLIPConfig, step: int, tau: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class GlobalTemperature(nn.Module):
 
     def gradient(self, a: Tensor, mean_log_u: Tensor, mean_log_eps_u: Tensor) -> Tensor:
         """Gradient of the objective w.r.t. tau. mean_log_u is L = mean_i[log u_1,i + log u_2,i], then with eps."""
-        if self.config.loss == "fastclip-v0":
+        if self.config.algorithm.objective == GCL_WITHOUT_TAU:
             return a / self.tau()
         if self.config.gradients == "released":
             return a + self.config.rho + mean_log_u / 2
@@ -64,7 +64,7 @@ class GlobalTemperature(nn.Module):
         m = beta1 * self.m + (1 - beta1) * gradient
         v = beta2 * self.v + (1 - beta2) * gradient.square()
         update = (m / (1 - beta1**steps)) / ((v / (1 - beta2**steps)).sqrt() + self.config.adam_eps)
-        log_inv_tau = (self.log_inv_tau - rate * update).clamp(0, math.log(100))
+        log_inv_tau = (self.log_inv_tau - rate * update).clamp(0, -math.log(TAU_MIN))
         for name, new in zip(self.NAMES, (log_inv_tau, m, v, steps), strict=True):
             getattr(self, name).copy_(torch.where(usable, new, getattr(self, name)))
 
@@ -75,7 +75,7 @@ def move_individual(
     """One Adam step on temperatures of single samples (v2, isogclr), elementwise; returns the new tau, m, v.
 
     `gradient` is that of the sample's own term. As published: no memory of moments in epoch 0, the exponent of the
-    bias correction is the number of the epoch, and tau stays in [0.01, 1].
+    bias correction is the number of the epoch, and tau stays in its range.
     """
     gradient = gradient.clamp(-GRADIENT_CLAMP, GRADIENT_CLAMP)
     if config.gradients == "paper":

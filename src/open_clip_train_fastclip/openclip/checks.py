@@ -12,49 +12,21 @@ import open_clip
 import pandas as pd
 
 from ..errors import UserError, one_line
-from ..loss.config import LOSSES, TAU_MAX, TAU_MIN
+from ..loss.config import CONSTANT, LOSSES, TAU_MAX, TAU_MIN, losses_with
 from ..training.save_trigger import parse_interval
-
-
-def is_fastclip(args: argparse.Namespace) -> bool:
-    """Whether the run trains with a loss of ours."""
-    return args.loss in LOSSES
-
-
-def is_resumable(args: argparse.Namespace) -> bool:
-    """Whether the run can be saved inside an epoch: it knows which samples it has had, and draws them seeded."""
-    return has_training_data(args) and (is_fastclip(args) or args.save_every is not None)
-
-
-def has_training_data(args: argparse.Namespace) -> bool:
-    """Whether OpenCLIP's main() will build a training set, and so an optimizer and a loss."""
-    return bool(args.train_data) or args.dataset_type == "synthetic"
-
-
-def has_evaluation_data(args: argparse.Namespace) -> bool:
-    """Whether rank 0 will evaluate."""
-    return bool(args.val_data or args.imagenet_val or args.imagenet_v2)
-
-
-def logs_are_written(args: argparse.Namespace) -> bool:
-    """Whether the run writes logs and checkpoints (`--logs none` switches both off)."""
-    return bool(args.logs) and args.logs.lower() != "none"
-
-
-def global_batch_size(args: argparse.Namespace) -> int:
-    """Pairs of one step over all ranks and accumulated micro-batches."""
-    pairs: int = args.batch_size * args.world_size * args.accum_freq
-    return pairs
-
-
-def is_webdataset(path: str, dataset_type: str) -> bool:
-    """Whether OpenCLIP reads `path` as shards."""
-    return dataset_type == "webdataset" or (dataset_type == "auto" and path.endswith(".tar"))
+from .run_args import (
+    global_batch_size,
+    has_evaluation_data,
+    has_training_data,
+    is_fastclip,
+    is_webdataset,
+    logs_are_written,
+)
 
 
 @contextmanager
 def reading_tables(what: str) -> Iterator[None]:
-    """Turn what pandas says of a csv or tsv into a UserError on all ranks, which read the same one."""
+    """Turn what pandas says of the rows after the first, which check_before_building() reads, into a UserError."""
     try:
         yield
     except (UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -70,7 +42,6 @@ def check_flags(args: argparse.Namespace) -> None:
     _check_sizes(args)
     _check_data_flags(args)
     _check_saving(args)
-    _check_compression(args)
     if args.loss in LOSSES:
         _check_fastclip(args)
     elif args.temperature is not None:
@@ -79,9 +50,13 @@ def check_flags(args: argparse.Namespace) -> None:
             f"--temperature is {args.temperature}: it must be in [{TAU_MIN}, {TAU_MAX}]",
         )
     _require(
+        args.grad_compression == "none" or not args.horovod,
+        "--grad-compression compresses torch's all-reduce, which --horovod replaces: leave one of them out",
+    )
+    _require(
         args.loss == "clip" or not args.freeze_temperature,
         f"--freeze-temperature works only with --loss clip, and the loss is {args.loss}: leave it out "
-        "(sogclr and fastclip-v1 have a constant temperature)",
+        f"({' and '.join(losses_with(CONSTANT))} have a constant temperature)",
     )
     _require(
         args.resume or not args.fastclip_fresh_state,
@@ -147,10 +122,6 @@ def _check_data_flags(args: argparse.Namespace) -> None:
             f"--train-data-upsampling-factors has {given} factors and --train-data {sources} sources: give one each",
         )
     _require(
-        args.csv_separator not in ("", "\n", "\r"),
-        f"--csv-separator is {args.csv_separator!r}, which separates no columns: give the character between them",
-    )
-    _require(
         args.dataset_type != "synthetic" or args.train_num_samples,
         "--dataset-type synthetic needs --train-num-samples: add it",
     )
@@ -184,13 +155,6 @@ def _check_saving(args: argparse.Namespace) -> None:
         _require(not value, f"{flag} does not go with --save-every: leave one of them out")
 
 
-def _check_compression(args: argparse.Namespace) -> None:
-    _require(
-        args.grad_compression == "none" or not args.horovod,
-        "--grad-compression compresses torch's all-reduce, which --horovod replaces: leave one of them out",
-    )
-
-
 def _check_fastclip(args: argparse.Namespace) -> None:
     _require(
         has_training_data(args) or (has_evaluation_data(args) and (args.resume or args.pretrained)),
@@ -222,10 +186,12 @@ def _check_fastclip(args: argparse.Namespace) -> None:
 
 
 def check_before_building(args: argparse.Namespace) -> None:
-    """Raise UserError for a taken name, missing folders, unreadable tables, or a batch that is too small."""
+    """Raise UserError for a taken name, missing files and folders, unreadable tables, or a batch that is too small."""
     _check_name(args)
     if args.use_bn_sync and args.device.startswith("cpu"):
         raise UserError("--use-bn-sync works on GPUs only, and the device is the CPU: leave it out")
+    if args.resume and args.resume != "latest" and "://" not in args.resume and not os.path.exists(args.resume):
+        raise UserError(f"--resume {args.resume}: there is no such file")
     for flag, path in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
         if path and not os.path.isdir(path):
             raise UserError(f"{flag} {path}: there is no such folder")
@@ -256,10 +222,12 @@ def _check_data(flag: str, path: str, args: argparse.Namespace) -> None:
         )
     if kind != "csv" and not (kind == "auto" and path.endswith(("csv", "tsv"))):
         return
-    if not os.path.isfile(path) or not os.access(path, os.R_OK):
-        raise UserError(f"{flag} {path}: there is no such file, or it must not be read")
-    with reading_tables(f"{flag} {path}"):
+    try:
         table = pd.read_csv(path, sep=args.csv_separator, nrows=1)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {path} is no table ({one_line(error)}): check the file, or --csv-separator") from None
     columns = list(table.columns)
     for option, column in (("--csv-img-key", args.csv_img_key), ("--csv-caption-key", args.csv_caption_key)):
         if column not in columns:

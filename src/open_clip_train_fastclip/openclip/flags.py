@@ -3,12 +3,13 @@
 Defaults are taken from where they are used, so each is written once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..loss import config
-from ..loss.config import CONSTANT_GAMMA, INDIVIDUAL_TAU, LOSSES, PUBLISHED_RHO, FastCLIPConfig
-from ..loss.temperature import STEP_THRESHOLD
+from ..loss.config import ALGORITHMS, CONSTANT, GLOBAL, INDIVIDUAL, LOSSES, Algorithm, FastCLIPConfig, losses_with
+from ..loss.temperature import STEP_FACTOR, STEP_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,29 @@ class Flag:
         return f"{self.meaning} Default: {self.default_text}."
 
 
-def _either(losses: tuple[str, ...]) -> str:
-    return " and ".join(losses)
+def _by_loss(value: Callable[[Algorithm], str]) -> str:
+    """A default that depends on the loss, in words; losses for which the value is empty do not count."""
+    losses: dict[str, list[str]] = {}
+    for loss, algorithm in ALGORITHMS.items():
+        if value(algorithm):
+            losses.setdefault(value(algorithm), []).append(loss)
+    *others, usual = sorted(losses, key=lambda text: len(losses[text]))
+    return ", ".join([*(f"{text} for {' and '.join(losses[text])}" for text in others), f"else {usual}"])
 
 
-INDIVIDUAL = _either(INDIVIDUAL_TAU)
+def _tau_lr(algorithm: Algorithm) -> str:
+    if algorithm.tau_lr_divisor:
+        return "--lr" if algorithm.tau_lr_divisor == 1 else f"--lr / {algorithm.tau_lr_divisor}"
+    return str(algorithm.tau_lr or "")
+
 
 FLAGS = (
     Flag(
         "--loss",
-        "clip and siglip: OpenCLIP's own losses, unchanged. sogclr, fastclip-v1: one constant temperature; "
-        "fastclip-v0, fastclip-v3: one learned temperature; isogclr, fastclip-v2: one learned temperature per sample.",
+        "clip and siglip: OpenCLIP's own losses, unchanged. "
+        f"{', '.join(losses_with(CONSTANT))}: one constant temperature; "
+        f"{', '.join(losses_with(GLOBAL))}: one learned temperature; "
+        f"{', '.join(losses_with(INDIVIDUAL))}: one learned temperature per sample.",
         {"choices": ["clip", "siglip", *LOSSES]},
         default="clip",
     ),
@@ -58,8 +71,8 @@ FLAGS = (
     Flag(
         "--fastclip-gamma-schedule",
         "How gamma falls from 1 in the first epoch: along a cosine, or at once from the second epoch on.",
-        {"choices": ["cosine", "constant"]},
-        default=f"constant for {_either(CONSTANT_GAMMA)}, else cosine",
+        {"choices": list(config.GAMMA_SCHEDULES)},
+        default=_by_loss(lambda algorithm: algorithm.gamma_schedule),
         sets="gamma_schedule",
     ),
     Flag(
@@ -73,7 +86,7 @@ FLAGS = (
         "--fastclip-rho",
         "Margin of the robust losses, 0 or more: a larger rho gives a smaller temperature.",
         {"type": float},
-        default=", ".join(f"{rho} ({loss})" for loss, rho in PUBLISHED_RHO.items())
+        default=_by_loss(lambda algorithm: str(algorithm.rho or ""))
         + f", times ln(B-1)/ln({config.PUBLISHED_BATCH - 1}) for a global batch of B pairs, at least "
         f"{config.LEAST_DEFAULT_RHO:g}",
         sets="rho",
@@ -90,28 +103,28 @@ FLAGS = (
         f"Temperature tau at the start, in [{config.TAU_MIN:g}, {config.TAU_MAX:g}] (the logit scale is 1/tau). With "
         "--loss clip: OpenCLIP's own start.",
         {"type": float},
-        default=f"{config.INDIVIDUAL_TEMPERATURE} for {INDIVIDUAL}, else {config.TEMPERATURE}",
+        default=_by_loss(lambda algorithm: str(algorithm.temperature)),
         sets="temperature",
     ),
     Flag(
         "--fastclip-tau-lr",
         "Learning rate of the temperature, per step; -1: --lr.",
         {"type": float},
-        default=f"--lr / {config.V3_TAU_LR_DIVISOR} for fastclip-v3, --lr for fastclip-v0, "
-        f"{config.INDIVIDUAL_TAU_LR} for {INDIVIDUAL}",
+        default=_by_loss(_tau_lr),
         sets="tau_lr",
     ),
     Flag(
         "--fastclip-tau-lr-schedule",
-        f"cosine: warm-up and cosine like the model's rate; const; step_thresh: a third while tau <= {STEP_THRESHOLD}.",
-        {"choices": ["cosine", "const", "step_thresh"]},
-        default="step_thresh for fastclip-v3, cosine for fastclip-v0, else const",
+        "cosine: warm-up and cosine like the model's rate; const; step_thresh: times "
+        f"{STEP_FACTOR:.2g} while tau <= {STEP_THRESHOLD}.",
+        {"choices": list(config.TAU_LR_SCHEDULES)},
+        default=_by_loss(lambda algorithm: algorithm.tau_lr_schedule),
         sets="tau_lr_schedule",
     ),
     Flag(
         "--fastclip-gradients",
         "Gradients of the released code, which made the published numbers, or of the paper's formulas.",
-        {"choices": ["released", "paper"]},
+        {"choices": list(config.GRADIENTS)},
         default=FastCLIPConfig.gradients,
         sets="gradients",
     ),

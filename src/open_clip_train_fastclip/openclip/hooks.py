@@ -32,16 +32,17 @@ from ..loss.fastclip import FastCLIPLoss
 from ..loss.nonfinite import NonfiniteGuard
 from ..loss.schedules import cosine_lr_at
 from ..ranks import agree, gloo_group
-from ..training.batches import FastCLIPSteps, ProgressBatches, ResumableBatches, Steps
+from ..training.batches import FastCLIPCallback, ProgressBatches, ResumableBatches, StepCallback
 from ..training.checkpointer import AsyncCheckpointer
 from ..training.profiling import Trace, marked
-from ..training.progress import Loop
+from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
-from . import checkpoints, checks, register_models, settings
-from .checkpoints import EpochCheckpoints, LiveRun, ResumedRun
+from . import checkpoints, checks, register_models, resume, run_args, settings
+from .checkpoints import EpochCheckpoints, RunState
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
+from .resume import ResumedRun
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
@@ -64,7 +65,7 @@ class Run:
         self.checkpointer: AsyncCheckpointer | None = None
         self.save_most_recent = False
         self.training = False  # since the first step
-        self.patient_group: dist.ProcessGroup | None = None  # waits for rank 0's evaluation
+        self.evaluation_group: dist.ProcessGroup | None = None  # waits for rank 0's evaluation
 
     def parse_args(self, stock: Callable[..., argparse.Namespace], argv: list[str]) -> argparse.Namespace:
         """Flags, with everything that they alone can tell checked."""
@@ -83,17 +84,17 @@ class Run:
     def init_distributed_device(self, stock: Callable[..., Any], args: argparse.Namespace) -> Any:
         """The process group, then all checks that need nothing built, agreed on by all ranks."""
         device = stock(args)
-        if checks.has_evaluation_data(args):
-            self.patient_group = gloo_group(EVALUATION_LIMIT)
+        if run_args.has_evaluation_data(args):
+            self.evaluation_group = gloo_group(EVALUATION_LIMIT)
         agree(checks.check_before_building, args)
         self.save_most_recent = args.save_most_recent
         if args.rank == 0 and args.resume == "latest" and args.remote_sync is None:
             # with it main() looks at epoch_latest.pt alone; get_latest_checkpoint() puts it back
             folder = Path(args.logs, args.name or "", "checkpoints")
             args.save_most_recent = self.save_most_recent and not mid_epoch_checkpoints(folder)
-        if args.train_data and checks.is_webdataset(args.train_data, args.dataset_type):
+        if args.train_data and run_args.is_webdataset(args.train_data, args.dataset_type):
             self.manifest = read_shard_sizes(args)
-        if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
+        if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
             agree(check_shards, args.val_data, "--val-data")
         return device
 
@@ -145,18 +146,18 @@ class Run:
             self.model = model
             agree(checks.check_model, model, self.args)
             temperature = self.args.temperature
-            if checks.is_fastclip(self.args):
+            if run_args.is_fastclip(self.args):
                 temperature = self._config(num_samples=1, total_steps=None).temperature
-            if temperature is not None and checks.has_training_data(self.args):
+            if temperature is not None and run_args.has_training_data(self.args):
                 model.logit_scale.data.fill_(math.log(1 / temperature))
-            if checks.is_fastclip(self.args) or self.args.freeze_temperature:
+            if run_args.is_fastclip(self.args) or self.args.freeze_temperature:
                 model.logit_scale.requires_grad_(False)
         return model, preprocess_train, preprocess_val
 
     def pt_load(self, stock: Callable[..., Any], file_path: str, map_location: Any = None) -> dict[str, Any]:
         """The checkpoint, refused where it does not fit the run; FastCLIP's state is found beside it."""
-        agree(checkpoints.check_mid_epoch, file_path, self.args)
-        self.resumed, contents = agree(checkpoints.load_checkpoint, stock, file_path, self.args, self.model)
+        agree(resume.check_mid_epoch, file_path, self.args)
+        self.resumed, contents = agree(resume.load_checkpoint, stock, file_path, self.args, self.model)
         return contents
 
     def get_data(
@@ -173,13 +174,13 @@ class Run:
         if train is None:
             return data
         agree(checks.check_steps, train.dataloader, args)
-        loop = Loop(args.rank, args.world_size, args.batch_size, args.accum_freq, args.epochs, args.seed)
-        if checks.is_resumable(args):
+        loop = LoopSettings(args.rank, args.world_size, args.batch_size, args.accum_freq, args.epochs, args.seed)
+        if run_args.is_resumable(args):
             self.data = with_ids(train, args, self.manifest, epoch)
             self.batches = ResumableBatches(self.data.dataloader, loop, epoch, self._trace(), self.data.position)
             if self.resumed is not None and self.resumed.mid_epoch is not None:
-                checkpoints.go_on_inside(*self.resumed.mid_epoch, self.batches, self.data, args)
-            if checks.logs_are_written(args):
+                resume.go_on_inside(*self.resumed.mid_epoch, self.batches, self.data, args)
+            if run_args.logs_are_written(args):
                 self.signals.watch()
         train.dataloader = self.batches or ProgressBatches(train.dataloader, loop, epoch, self._trace())
         return data
@@ -188,7 +189,7 @@ class Run:
         args = self.args
         if not args.profile:
             return None
-        folder = Path(args.logs, args.name) if checks.logs_are_written(args) else None
+        folder = Path(args.logs, args.name) if run_args.logs_are_written(args) else None
         return Trace(args.name, folder, args.rank, args.accum_freq, on_gpu=str(args.device).startswith("cuda"))
 
     def cosine_lr(
@@ -222,14 +223,14 @@ class Run:
         return settings.config_from_args(
             args,
             num_samples=num_samples,
-            global_batch_size=checks.global_batch_size(args),
+            global_batch_size=run_args.global_batch_size(args),
             total_steps=total_steps,
             stored=state[1]["settings"] if state else None,
         )
 
     def create_loss(self, stock: Callable[..., Any], args: argparse.Namespace) -> Any:
         """The FastCLIP loss on the training device, with its state if the run is resumed."""
-        if not checks.is_fastclip(args):
+        if not run_args.is_fastclip(args):
             return marked(stock(args))
         assert self.data is not None and self.batches is not None  # get_data() has made them
         start = self.batches.progress(self.batches.first)
@@ -239,7 +240,7 @@ class Run:
             index = load_state(self.loss, self.resumed.state[0], self.data.identity)
             # not the stored step, since another number of ranks has other steps an epoch
             self.loss.step = start.global_step
-            then, now = index["global_batch_size"], checks.global_batch_size(args)
+            then, now = index["global_batch_size"], run_args.global_batch_size(args)
             if then not in (None, now) and args.rank == 0:
                 logging.warning(f"the global batch was {then} and is {now} now: rho and the rates stay as they were")
         if args.rank == 0:
@@ -290,14 +291,14 @@ class Run:
         """Bind the batches to what happens around a step (collective): all that it takes is there now."""
         assert self.data is not None and self.batches is not None
         args, batches = self.args, self.batches
-        if checks.logs_are_written(args):
-            live = LiveRun(args, model, optimizer, scaler, self.loss, self.data)
-            self.checkpointer = live.checkpointer(self.signals, batches.progress(batches.first))
-        steps = Steps(self.checkpointer)
+        if run_args.logs_are_written(args):
+            state = RunState(args, model, optimizer, scaler, self.loss, self.data)
+            self.checkpointer = state.checkpointer(self.signals, batches.progress(batches.first))
+        callback = StepCallback(self.checkpointer)
         if self.loss is not None:
             guard, log = NonfiniteGuard(self.loss, optimizer, model), MetricsLog(self.loss, args, tb_writer)
-            steps = FastCLIPSteps(self.loss, guard, self.model.logit_scale, self.checkpointer, log)
-        batches.bind(steps)
+            callback = FastCLIPCallback(self.loss, guard, self.model.logit_scale, self.checkpointer, log)
+        batches.bind(callback)
 
     def _close_logs(self, tb_writer: Any) -> None:
         """What main() does at its end, which it does not reach."""
@@ -319,8 +320,8 @@ class Run:
 
     def _wait_for_rank_0(self) -> None:
         """As long as its evaluation takes. It waits for the others in the next collective, for --dist-timeout."""
-        if self.patient_group is not None:
-            work = dist.broadcast(torch.zeros(1), 0, self.patient_group, async_op=True)
+        if self.evaluation_group is not None:
+            work = dist.broadcast(torch.zeros(1), 0, self.evaluation_group, async_op=True)
             if work is not None and self.args.rank != 0:
                 work.wait()
 

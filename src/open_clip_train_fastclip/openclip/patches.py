@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import UserError
-from .checks import has_evaluation_data, is_fastclip, is_resumable
+from .run_args import has_evaluation_data, is_fastclip, is_resumable
 from .settings import MergedParser
 
 

@@ -29,7 +29,7 @@ from ..data.stream import ID, MAX_CAPTION_BYTES, ORDINAL, Sample, SampleStream
 from ..errors import UserError, named_line
 from ..ranks import agree
 from ..training.signals import ignore_signals
-from . import checks
+from . import run_args
 
 STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
     "tarfile_to_samples_nothrow", "_shuffle", "_select", "_decode", "_rename", "_map_dict", "_to_tuple", "_batched",
@@ -41,7 +41,7 @@ STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
 
 def ids_are_positions(args: argparse.Namespace) -> bool:
     """Whether a sample is known by its place in the data; OpenCLIP's own losses do not need its number."""
-    return args.sample_id == "position" or not checks.is_fastclip(args)
+    return args.sample_id == "position" or not run_args.is_fastclip(args)
 
 
 def manifest_of(train_data: str, **options: Any) -> ShardManifest:
@@ -54,15 +54,15 @@ def read_shard_sizes(args: argparse.Namespace) -> ShardManifest | None:
 
     Sets args.train_num_samples. Raises UserError for shards that are missing, broken, or too few for the workers.
     """
-    by_position = checks.is_resumable(args) and ids_are_positions(args)
+    by_position = run_args.is_resumable(args) and ids_are_positions(args)
     # OpenCLIP's own losses keep OpenCLIP's count where it has one
-    uncounted = args.train_num_samples is None and (checks.is_fastclip(args) or not _counted(args.train_data))
+    uncounted = args.train_num_samples is None and (run_args.is_fastclip(args) or not _counted(args.train_data))
     manifest = None
     if by_position or uncounted:
         manifest = manifest_of(
             args.train_data,
             samples_per_shard=args.samples_per_shard,
-            cache_dir=args.logs if checks.logs_are_written(args) else None,
+            cache_dir=args.logs if run_args.logs_are_written(args) else None,
             progress=args.rank == 0,
         )
         num_shards = len(manifest.listed)
@@ -96,7 +96,7 @@ class TrainingData:
 
 
 def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest | None, epoch: int) -> TrainingData:
-    """OpenCLIP's training data, whose first epoch will be `epoch`, with ids, seeded and deaf to signals."""
+    """OpenCLIP's training data, whose first epoch will be `epoch`, with ids, seeded; its workers ignore signals."""
     dataloader = train.dataloader
     if train.shared_epoch is None:  # rows
         rows = dataloader.dataset

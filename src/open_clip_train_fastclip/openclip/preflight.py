@@ -12,11 +12,12 @@ import torch
 
 from ..data.shard_list import check_shards, check_shards_for_workers
 from ..errors import UserError, one_line
-from ..loss.config import INDIVIDUAL_TAU
-from . import checks, register_models
-from .checkpoints import latest_checkpoint, load_checkpoint
+from ..loss.config import FastCLIPConfig
+from ..loss.sample_table import columns_of
+from . import checks, register_models, run_args
 from .hooks import Run
 from .patches import applied
+from .resume import latest_checkpoint, load_checkpoint
 
 
 def findings(flags: list[str], processes: int, processes_per_node: int) -> list[str]:
@@ -49,15 +50,15 @@ def _check(args: argparse.Namespace, processes_per_node: int) -> list[str]:
             return [*findings, f"name and disk not checked: {args.model} cannot be sized ({one_line(error)})"]
     checks.check_model(model, args)
     done = _check_resume(args, model)
-    if not checks.has_training_data(args):
+    if not run_args.has_training_data(args):
         return [*findings, "evaluation only"]
     return [*findings, f"epochs done: {done} of {args.epochs}", _check_space(args, model, done)]
 
 
 def _check_data(args: argparse.Namespace) -> list[str]:
-    if args.val_data and checks.is_webdataset(args.val_data, args.dataset_type):
+    if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
         check_shards(args.val_data, "--val-data")
-    if not args.train_data or not checks.is_webdataset(args.train_data, args.dataset_type):
+    if not args.train_data or not run_args.is_webdataset(args.train_data, args.dataset_type):
         return []
     shards = len(check_shards(args.train_data))
     check_shards_for_workers(shards, args.workers, args.world_size, args.dataset_resampled)
@@ -81,7 +82,7 @@ def _mapped(path: str, map_location: str) -> Any:
 
 def _check_space(args: argparse.Namespace, model: Any, done: int) -> str:
     """Room for the checkpoints to come: weights and two moments in 4 bytes each, and FastCLIP's table."""
-    if not checks.logs_are_written(args):
+    if not run_args.logs_are_written(args):
         return "no checkpoints with --logs none"
     frequency = args.save_frequency
     saves = sum(epoch == args.epochs or (frequency > 0 and epoch % frequency == 0)
@@ -89,10 +90,12 @@ def _check_space(args: argparse.Namespace, model: Any, done: int) -> str:
     if args.delete_previous_checkpoint:
         saves = min(saves, 2)  # the new one is complete before the last one goes
     saves += 2 * args.save_most_recent
-    if checks.is_resumable(args):
+    if run_args.is_resumable(args):
         saves += args.keep + 1  # the new one is complete before the oldest one goes
-    rows = (args.data_size or args.train_num_samples or 0) if checks.is_fastclip(args) else 0
-    table = rows * (32 if args.loss in INDIVIDUAL_TAU else 8)
+    table = 0
+    if run_args.is_fastclip(args):
+        rows = args.data_size or args.train_num_samples or 0
+        table = rows * 4 * len(columns_of(FastCLIPConfig(args.loss, num_samples=1)))
     needed = saves * (12 * sum(parameter.numel() for parameter in model.parameters()) + table)
     folder = Path(args.logs).absolute()
     while not folder.exists():

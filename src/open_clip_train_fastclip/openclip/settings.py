@@ -12,7 +12,7 @@ import timm.optim
 from open_clip_train.params import get_default_params
 
 from ..errors import UserError
-from ..loss.config import CONSTANT_GAMMA, CONSTANT_TAU, LOSSES, FastCLIPConfig, default_rho
+from ..loss.config import ALGORITHMS, CONSTANT, LOSSES, FastCLIPConfig, default_rho
 from . import checks, released_flags
 from .flags import CONFIG_FLAGS, FLAGS
 
@@ -100,17 +100,14 @@ def _choose_loss(args: argparse.Namespace, gamma_schedule: str | None) -> str:
 
 def _choose_settings(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     """What holds for the chosen loss, of the given settings and of --fastclip's defaults."""
-    default_schedule = "constant" if args.loss in CONSTANT_GAMMA else "cosine"
-    constant_gamma = given.get("gamma_schedule", default_schedule) == "constant"
-    unused: set[str] = set()
-    if args.loss not in LOSSES:
-        unused |= set(CONFIG_FLAGS)
-    elif args.loss in CONSTANT_TAU:
-        unused |= {"rho", "tau_lr", "tau_lr_schedule"}
-    elif args.loss == "fastclip-v0":
-        unused |= {"rho"}
-    if constant_gamma:
-        unused |= {"gamma_decay_epochs"}
+    unused: set[str] = set(CONFIG_FLAGS)
+    constant_gamma = False
+    if args.loss in LOSSES:
+        algorithm = ALGORITHMS[args.loss]
+        constant_gamma = given.get("gamma_schedule", algorithm.gamma_schedule) == "constant"
+        unused = {"gamma_decay_epochs"} if constant_gamma else set()
+        unused |= {"tau_lr", "tau_lr_schedule"} if algorithm.tau == CONSTANT else set()
+        unused |= set() if algorithm.rho else {"rho"}
     useless = ", ".join(_spellings(field) for field in given if field in unused)
     if useless:
         text = f"{useless}: no effect with --loss {args.loss}" + " and a constant gamma" * constant_gamma

@@ -20,13 +20,13 @@ from ..loss.fastclip import FastCLIPLoss
 from ..loss.nonfinite import MOST_IN_A_ROW, NonfiniteGuard
 from .checkpointer import AsyncCheckpointer
 from .profiling import Trace, profiled
-from .progress import Loop, Progress
+from .progress import LoopSettings, Progress
 
 
 class ProgressBatches:
     """A loader with a bar (samples/s, time left) on rank 0's terminal; a log file gets the loop's own lines alone."""
 
-    def __init__(self, dataloader: Any, loop: Loop, epoch: int, trace: Trace | None):
+    def __init__(self, dataloader: Any, loop: LoopSettings, epoch: int, trace: Trace | None):
         """dataloader: with num_batches and num_samples. trace: where to profile the first epoch to, if anywhere."""
         self.dataloader, self.loop, self.epoch = dataloader, loop, epoch
         self.num_batches: int = dataloader.num_batches
@@ -66,31 +66,31 @@ class ProgressBatches:
                 bar.update(per_batch)
 
 
-class Steps:
-    """What a loop that can be saved does around a step."""
+class StepCallback:
+    """What happens around the steps of a loop that can be saved."""
 
     def __init__(self, checkpointer: AsyncCheckpointer | None):
         self.checkpointer = checkpointer
 
-    def announce(self, ids: Tensor) -> None:
+    def before_step(self, ids: Tensor) -> None:
         """The last micro-batch of a step with these samples comes; ids [A*b] int64."""
 
-    def end(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress) -> None:
         """A step is complete."""
 
-    def boundary(self, progress: Progress) -> None:
+    def between_steps(self, progress: Progress) -> None:
         """The run may be saved here (collective). Raises Preempted if it is asked to end."""
         if self.checkpointer is not None:
             self.checkpointer.at_boundary(progress)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for what was launched at a boundary."""
         if self.checkpointer is not None:
             self.checkpointer.trigger.settle()
 
 
-class FastCLIPSteps(Steps):
-    """The steps of a FastCLIP loss: it is told the ids, and its tau goes into the model."""
+class FastCLIPCallback(StepCallback):
+    """A FastCLIP loss is told the ids of each step, and its tau goes into the model."""
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ class FastCLIPSteps(Steps):
         super().__init__(checkpointer)
         self.loss, self.guard, self.logit_scale, self.log = loss, guard, logit_scale, log
 
-    def announce(self, ids: Tensor) -> None:
+    def before_step(self, ids: Tensor) -> None:
         """Tell the loss, which begins to fetch their rows of the table."""
         self.loss.begin_step(ids)
 
-    def end(self, progress: Progress) -> None:
+    def after_step(self, progress: Progress) -> None:
         """Judge the step, and show everybody the new tau."""
         self.guard.end_step()
         if self.loss.global_tau is not None:
@@ -116,7 +116,7 @@ class FastCLIPSteps(Steps):
                 self.logit_scale.copy_(self.loss.global_tau.log_inv_tau)
         self.log(progress)
 
-    def boundary(self, progress: Progress) -> None:
+    def between_steps(self, progress: Progress) -> None:
         """Also save and raise UserError after too many bad steps in a row."""
         if self.guard.too_many:
             saved = self.checkpointer.save(progress) if self.checkpointer else "none, since --logs is none"
@@ -126,7 +126,7 @@ class FastCLIPSteps(Steps):
                 "fp32",
                 on_all_ranks=True,
             )
-        super().boundary(progress)
+        super().between_steps(progress)
 
 
 class ResumableBatches(ProgressBatches):
@@ -136,16 +136,16 @@ class ResumableBatches(ProgressBatches):
     batches that are left over at an epoch's end are drawn and belong to no step.
     """
 
-    def __init__(self, dataloader: Any, loop: Loop, epoch: int, trace: Trace | None, position: DataPosition):
+    def __init__(self, dataloader: Any, loop: LoopSettings, epoch: int, trace: Trace | None, position: DataPosition):
         """position: this rank's, which keeps track of what `dataloader` yields."""
         super().__init__(dataloader, loop, epoch, trace)
         self.position = position
-        self._steps = Steps(None)
+        self._callback = StepCallback(None)
         self._rng_state: dict[str, Tensor] | None = None
 
-    def bind(self, steps: Steps) -> None:
-        """What to do around the steps from now on: model, optimizer and loss are made after the batches."""
-        self._steps = steps
+    def bind(self, callback: StepCallback) -> None:
+        """What to call around the steps from now on: model, optimizer and loss are made after the batches."""
+        self._callback = callback
 
     def resume(self, first: int, rng_state: dict[str, Tensor] | None) -> None:
         """Begin the coming epoch with batch `first`; `position` is there already.
@@ -155,22 +155,22 @@ class ResumableBatches(ProgressBatches):
         self.first, self._rng_state = first, rng_state
 
     def __iter__(self) -> Iterator[Any]:
-        steps, accum = self._steps, self.loop.accum_freq
+        callback, accum = self._callback, self.loop.accum_freq
         self.position.start_epoch(self.epoch)
         waiting: list[Tensor] = []
-        batches = self._with_bar(self._remaining(), steps.settle)
+        batches = self._with_bar(self._remaining(), callback.wait)
         for done, (images, texts, ids, positions) in enumerate(batches, self.first + 1):
             self.position.record(ids, positions)
             waiting.append(ids)
             if len(waiting) == accum:
-                steps.announce(torch.cat(waiting))
+                callback.before_step(torch.cat(waiting))
                 waiting = []
             yield images, texts
             if done % accum == 0:
-                steps.end(self.progress(done))
+                callback.after_step(self.progress(done))
                 if done < self.num_batches:
-                    steps.boundary(self.progress(done))
-        steps.boundary(self.progress(self.num_batches))
+                    callback.between_steps(self.progress(done))
+        callback.between_steps(self.progress(self.num_batches))
         self.first, self._rng_state = 0, None
         self.epoch += 1
 

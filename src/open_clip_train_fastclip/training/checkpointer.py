@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..checkpoint import mid_epoch
 from ..checkpoint.atomic import remove_leftover, unfinished
-from ..checkpoint.mid_epoch import Description, Part, PartEntries
-from ..checkpoint.retention import retire
+from ..checkpoint.mid_epoch import Header, PartEntries, RankPart
+from ..checkpoint.retention import prune_mid_epoch
 from ..checkpoint.table import StateCopy
 from ..errors import UserError
 from ..ranks import agree_over, gather_objects, is_first_rank
@@ -24,7 +24,7 @@ class _Save:
     """A checkpoint that is being written."""
 
     folder: Path
-    description: Description
+    header: Header
     state: StateCopy | None
     entries: "Future[PartEntries]"  # of this rank
 
@@ -40,7 +40,7 @@ class AsyncCheckpointer:
     def __init__(
         self,
         checkpoints: Path,
-        describe: Callable[[Progress], tuple[Description, Part]],
+        describe: Callable[[Progress], tuple[Header, RankPart]],
         trigger: SaveTrigger,
         *,
         keep: int,
@@ -90,9 +90,9 @@ class AsyncCheckpointer:
         if self._removal is not None:
             self._removal.result()  # it may be of a folder of the same name
         agree_over(self.trigger.group, remove_leftover, unfinished(folder))
-        description, part = self.describe(progress)
-        entries = self._thread.submit(mid_epoch.write_part, part, folder, description.layout.world_size)
-        self._running = _Save(folder, description, part.state, entries)
+        header, part = self.describe(progress)
+        entries = self._thread.submit(mid_epoch.write_part, part, folder, header.layout.world_size)
+        self._running = _Save(folder, header, part.state, entries)
         return self._running
 
     def _finish(self, save: _Save) -> Path:
@@ -110,10 +110,10 @@ class AsyncCheckpointer:
 
     def _complete(self, save: _Save, entries: list[PartEntries]) -> None:
         if is_first_rank():
-            mid_epoch.complete(save.folder, save.description, save.state, entries)
+            mid_epoch.complete(save.folder, save.header, save.state, entries)
             logging.info(f"saved in {save.folder}")
             # In the thread: removing many GB takes a parallel file system seconds.
-            self._removal = self._thread.submit(_remove, retire(save.folder, self.keep))
+            self._removal = self._thread.submit(_remove, prune_mid_epoch(save.folder, self.keep))
 
 
 def _remove(folders: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""--profile: ten steps of training as a Chrome trace a rank in the run's folder, for benchmarks/step_time.py."""
+"""--profile: TRACED steps of training as a Chrome trace a rank in the run's folder, for benchmarks/step_time.py."""
 
 import logging
 import os
@@ -11,7 +11,6 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from ..errors import one_line
-from ..ranks import is_first_rank
 
 IDLE, WARM_UP, TRACED = 10, 2, 10  # steps without the profiler, steps that it runs and forgets, steps that it keeps
 STEPS = IDLE + WARM_UP + TRACED
@@ -56,8 +55,7 @@ def profiled(batches: Iterable[Any], trace: Trace, num_steps: int, settle: Calla
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the missing GPU would be logged as an error
         plan = schedule(wait=IDLE, warmup=WARM_UP, active=TRACED, repeat=1)
-        path = trace.folder / FOLDER / f"rank-{trace.rank:05d}.json.gz"
-        with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, path)) as profiler:
+        with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, trace)) as profiler:
             for step in range(1, STEPS + 1):
                 yield from islice(batches, trace.accum_freq)
                 if step == STEPS:
@@ -71,10 +69,12 @@ def profiled(batches: Iterable[Any], trace: Trace, num_steps: int, settle: Calla
     yield from batches
 
 
-def _write(profiler: profile, path: Path) -> None:
-    """Write the trace, unless the run ends in its midst; a disk that does not take it gets a warning."""
+def _write(profiler: profile, trace: Trace) -> None:
+    """Write the trace, unless the run ends before it is complete; a disk that does not take it gets a warning."""
     if profiler.step_num < STEPS:
         return
+    assert trace.folder is not None  # without one nothing is traced
+    path = trace.folder / FOLDER / f"rank-{trace.rank:05d}.json.gz"
     partial = path.with_name(f".{path.name}")  # hidden, since the profiler goes by the ending
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,5 +83,5 @@ def _write(profiler: profile, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         logging.warning(f"--profile: {path} cannot be written ({one_line(error)})")
         return
-    if is_first_rank():
+    if trace.rank == 0:
         logging.info(f"--profile: {TRACED} steps are traced in {path.parent}, a file a rank")

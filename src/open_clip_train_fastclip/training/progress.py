@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Loop:
+class LoopSettings:
     """What a training loop is from a batch to an epoch: the same on all ranks but for `rank`."""
 
     rank: int
