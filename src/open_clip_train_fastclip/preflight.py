@@ -15,7 +15,11 @@ from .errors import EXIT_USER_ERROR, UserError, user_message
 
 def main(argv: list[str] | None = None) -> int:
     """Check a run before it starts; returns the exit code: 0, or 2 for what must be mended."""
-    parser = argparse.ArgumentParser(description="Check a run before it starts.", usage="%(prog)s [options] -- FLAGS")
+    parser = argparse.ArgumentParser(
+        prog="python -m open_clip_train_fastclip.preflight",
+        description="Check a run before it starts.",
+        usage="%(prog)s [options] -- FLAGS",
+    )
     parser.add_argument("--processes", type=int, default=1, help="of the whole run; default: 1")
     parser.add_argument("--processes-per-node", type=int, default=1, help="default: 1")
     ours, flags = _split(sys.argv[1:] if argv is None else argv)

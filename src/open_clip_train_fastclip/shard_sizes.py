@@ -11,7 +11,10 @@ from .errors import EXIT_USER_ERROR, UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Scan shards before a run; returns the exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(description="Count the samples of shards before a run, and cache the counts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m open_clip_train_fastclip.shard_sizes",
+        description="Count the samples of shards before a run, and cache the counts.",
+    )
     parser.add_argument("train_data", help="as for --train-data: folder/{00000..00331}.tar, joined by ::")
     parser.add_argument("--logs", help="the run's log folder, where the counts go if the data folder is read-only")
     args = parser.parse_args(argv)
