@@ -5,8 +5,6 @@ C columns of the per-sample table. Suffix _b2 and _B2: column 0 belongs to image
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,40 +16,8 @@ from .collectives import Collectives
 from .config import GCL_WITHOUT_TAU, RGCL_G, FastCLIPConfig
 from .sample_table import SampleTable
 from .schedules import gamma_at
+from .step import Contrast, Step, Update
 from .temperature import GlobalTemperature, move_individual, tau_lr_at
-
-
-@dataclass
-class _Step:
-    """What a step knows of its samples."""
-
-    ids_b: Tensor  # as given
-    ids_B: Tensor
-    last_B: Tensor  # position of the last copy of the same sample in the global batch
-    copies_B: Tensor  # at a last copy: how many copies there are; elsewhere 0
-    rows: Callable[[], Tensor]  # waits for the old rows [B, C]
-    announced: bool  # by begin_step: every call until the next begin_step belongs to it
-    moved: "_Update | None" = None  # set by the step's first call
-
-
-@dataclass
-class _Update:
-    """What the first call of a step leaves to its later ones, which reuse it."""
-
-    tau_B2: Tensor  # the step's tau, before it moved
-    log_eps_u_B2: Tensor  # log(eps + new u)
-    value: Tensor
-
-
-@dataclass
-class _Contrast:
-    """Local anchors against the global batch, in one call of the loss."""
-
-    items: tuple[Tensor, Tensor]  # local image and text features [b, d], in the precision of the arithmetic
-    logits: tuple[functional.Logits, functional.Logits]  # image anchors to texts, text anchors to images
-    diagonal_b: Tensor
-    log_g_b2: Tensor
-    mean_h_b2: Tensor
 
 
 class FastCLIPLoss(nn.Module):
@@ -95,7 +61,7 @@ class FastCLIPLoss(nn.Module):
         c = self.config
         self.epoch = epoch
         self.gamma = gamma_at(epoch, c.gamma_schedule, c.gamma, c.gamma_decay_epochs)
-        self._step: _Step | None = None
+        self._step: Step | None = None
 
     def begin_step(self, sample_ids: Tensor) -> None:
         """Announce the ids [b] (int64) of the coming step, so that their rows are fetched while the model runs.
@@ -171,26 +137,26 @@ class FastCLIPLoss(nn.Module):
             )
         ids_B = self.collectives.gather(sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
         last_B, copies_B = functional.last_copies(ids_B)
-        self._step = _Step(sample_ids, ids_B, last_B, copies_B, self.table.read(ids_B), announced)
+        self._step = Step(sample_ids, ids_B, last_B, copies_B, self.table.read(ids_B), announced)
 
     def _evaluate(self, image_bd: Tensor, text_bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Value and the gradients of this rank's features, [b, d] each; called without autograd."""
         step = self._current
         with functional.exact_products(image_bd.device):
-            if step.moved is None:
+            if step.update is None:
                 rows_BC = step.rows()
                 tau_B2 = self._tau_of(rows_BC)
-                view = self._contrast_with_global_batch(image_bd, text_bd, tau_B2)
-                step.moved, diagonal_B = self._move_u_and_tau(view, rows_BC, tau_B2)
+                contrast = self._contrast_with_global_batch(image_bd, text_bd, tau_B2)
+                step.update, diagonal_B = self._move_u_and_tau(contrast, rows_BC, tau_B2)
             else:
-                view = self._contrast_with_global_batch(image_bd, text_bd, step.moved.tau_B2)
-                diagonal_B = self.collectives.gather(view.diagonal_b)
+                contrast = self._contrast_with_global_batch(image_bd, text_bd, step.update.tau_B2)
+                diagonal_B = self.collectives.gather(contrast.diagonal_b)
                 self._update_usable(diagonal_B, self.usable)
-            image_gradient_bd, text_gradient_bd = self._feature_gradients(view, step.moved, diagonal_B)
-        return step.moved.value, image_gradient_bd, text_gradient_bd
+            image_gradient_bd, text_gradient_bd = self._feature_gradients(contrast, step.update, diagonal_B)
+        return step.update.value, image_gradient_bd, text_gradient_bd
 
     @property
-    def _current(self) -> _Step:
+    def _current(self) -> Step:
         assert self._step is not None  # forward() has made sure of it
         return self._step
 
@@ -203,7 +169,7 @@ class FastCLIPLoss(nn.Module):
         b = len(self._current.ids_b)
         return values_B[self.collectives.rank * b : (self.collectives.rank + 1) * b]
 
-    def _contrast_with_global_batch(self, image_bd: Tensor, text_bd: Tensor, tau_B2: Tensor) -> _Contrast:
+    def _contrast_with_global_batch(self, image_bd: Tensor, text_bd: Tensor, tau_B2: Tensor) -> Contrast:
         """Gather the features, packed and in the dtype they have; log g of the local anchors of both modalities."""
         step, d = self._current, image_bd.shape[1]
         everything = self.collectives.gather(torch.cat([image_bd, text_bd], dim=1))
@@ -220,20 +186,20 @@ class FastCLIPLoss(nn.Module):
             text_logits = functional.Logits(text_bd, tau_b2[:, 1], image_Bd, last_b, step.last_B)
         both.append(functional.log_g(text_logits, diagonal_b))
         log_g_b2, mean_h_b2 = (torch.stack(pair, dim=1) for pair in zip(*both, strict=True))
-        return _Contrast((image_bd, text_bd), (image_logits, text_logits), diagonal_b, log_g_b2, mean_h_b2)
+        return Contrast((image_bd, text_bd), (image_logits, text_logits), diagonal_b, log_g_b2, mean_h_b2)
 
-    def _move_u_and_tau(self, view: _Contrast, rows_BC: Tensor, tau_B2: Tensor) -> tuple[_Update, Tensor]:
+    def _move_u_and_tau(self, contrast: Contrast, rows_BC: Tensor, tau_B2: Tensor) -> tuple[Update, Tensor]:
         """New u and, by the loss's rule, new tau: computed where the anchor lives, then known and stored everywhere.
 
         Returns what later calls reuse, and the diagonal of the global batch [B], which travels along.
         """
         step, c, dtype = self._current, self.config, rows_BC.dtype
         old_b = self._own(rows_BC)
-        log_u_b2 = functional.updated_log_u(old_b[:, :2], view.log_g_b2.to(dtype), self.gamma)
+        log_u_b2 = functional.updated_log_u(old_b[:, :2], contrast.log_g_b2.to(dtype), self.gamma)
         log_eps_u_b2 = functional.log_weight_denominator(log_u_b2, c.eps)
         # tau d_tau g / (eps + u) of each anchor
-        slope_b2 = -view.mean_h_b2.to(dtype) * (view.log_g_b2.to(dtype) - log_eps_u_b2).exp()
-        columns = [log_u_b2, view.diagonal_b.to(dtype)[:, None]]
+        slope_b2 = -contrast.mean_h_b2.to(dtype) * (contrast.log_g_b2.to(dtype) - log_eps_u_b2).exp()
+        columns = [log_u_b2, contrast.diagonal_b.to(dtype)[:, None]]
         if c.individual_tau:
             rate = tau_lr_at(c, self.step, self.temperature.to(dtype))
             tau_b2, m_b2, v_b2 = (old_b[:, first : first + 2] for first in (2, 4, 6))
@@ -246,13 +212,13 @@ class FastCLIPLoss(nn.Module):
         usable = self._update_usable(diagonal_B, torch.ones_like(self.usable))
 
         log_eps_u_B2 = functional.log_weight_denominator(new_BC[:, :2], c.eps)
-        moved = _Update(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2))
+        update = Update(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2))
         if self.global_tau is not None and c.learns_global_tau:
             mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), log_eps_u_B2.sum(1).mean()
             gradient = self.global_tau.gradient(slope / len(new_BC), mean_log_u, mean_log_eps_u)
             self.global_tau.move(gradient, tau_lr_at(c, self.step, self.global_tau.tau()), usable)
         self._store(rows_BC, torch.where(usable, new_BC, rows_BC))
-        return moved, diagonal_B
+        return update, diagonal_B
 
     def _exchange(self, packed_bC: Tensor, scalar: Tensor) -> tuple[Tensor, Tensor]:
         """One all-gather of the new values of every anchor and of a scalar: [B, C] and the scalar's sum."""
@@ -288,26 +254,26 @@ class FastCLIPLoss(nn.Module):
         self._last_rows_BC = new_BC
         self.step += 1
 
-    def _feature_gradients(self, view: _Contrast, moved: _Update, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _feature_gradients(self, contrast: Contrast, update: Update, diagonal_B: Tensor) -> tuple[Tensor, Tensor]:
         """K times this rank's part of G_w: its anchors against everybody, everybody's anchors against its items."""
         c, objective, B = self.config, self.config.algorithm.objective, len(diagonal_B)
-        tau_B2, dtype = moved.tau_B2, view.items[0].dtype
+        tau_B2, dtype = update.tau_B2, contrast.items[0].dtype
         factor = self.collectives.world_size / B
         if c.gradients == "released":
             factor_B2 = factor / 2 * (torch.ones_like(tau_B2) if objective == RGCL_G else 1 / tau_B2)
         else:
             factor_B2 = factor * (1 / tau_B2 if objective == GCL_WITHOUT_TAU else torch.ones_like(tau_B2))
-        log_factor_B2 = factor_B2.log() - moved.log_eps_u_B2
+        log_factor_B2 = factor_B2.log() - update.log_eps_u_B2
         bias_B2 = (diagonal_B[:, None] / tau_B2 + math.log(B - 1) - log_factor_B2).to(dtype)
         # The anchors' own pair is in every exponent; its share is the sum of the weights, known from g.
-        share_b1 = (view.log_g_b2 + self._own(log_factor_B2)).exp().sum(1, keepdim=True).to(dtype)
+        share_b1 = (contrast.log_g_b2 + self._own(log_factor_B2)).exp().sum(1, keepdim=True).to(dtype)
         gradients = []
         for a in (0, 1):
             other_tau_B = tau_B2[:, 1 - a].to(dtype) if c.individual_tau else None
             gradient_bd = functional.feature_gradient(
-                view.logits[a], self._own(bias_B2)[:, a], bias_B2[:, 1 - a], other_tau_B
+                contrast.logits[a], self._own(bias_B2)[:, a], bias_B2[:, 1 - a], other_tau_B
             )
-            gradients.append(gradient_bd.sub_(share_b1 * view.items[1 - a]))
+            gradients.append(gradient_bd.sub_(share_b1 * contrast.items[1 - a]))
         return gradients[0], gradients[1]
 
     # ---------------------------------------------------------------- saving and loading

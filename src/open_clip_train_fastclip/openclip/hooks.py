@@ -30,14 +30,13 @@ from ..errors import UserError
 from ..loss.config import FastCLIPConfig
 from ..loss.fastclip import FastCLIPLoss
 from ..loss.nonfinite import NonfiniteGuard
-from ..loss.schedules import cosine_lr_at
 from ..ranks import agree, gloo_group
 from ..training.batches import FastCLIPCallback, ProgressBatches, ResumableBatches, StepCallback
 from ..training.checkpointer import AsyncCheckpointer
 from ..training.profiling import Trace, marked
 from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
-from . import checkpoints, checks, register_models, resume, run_args, settings
+from . import checkpoints, checks, register_models, resume, run_args, schedules, settings
 from .checkpoints import EpochCheckpoints, RunState
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
@@ -192,30 +191,13 @@ class Run:
         folder = Path(args.logs, args.name) if run_args.logs_are_written(args) else None
         return Trace(args.name, folder, args.rank, args.accum_freq, on_gpu=str(args.device).startswith("cuda"))
 
-    def cosine_lr(
-        self, stock: Callable[..., Any], optimizer: torch.optim.Optimizer, base_lr: float, warmup_length: int,
-        steps: int,
-    ) -> Callable[[int], float]:  # fmt: skip
+    def cosine_lr(self, stock: Any, *of_model: Any) -> Callable[[int], float]:
         """OpenCLIP's cosine over the full horizon, with a floor."""
-        steps = self._full_steps(steps)
+        return schedules.cosine_lr(self.args, *of_model)
 
-        def adjust(step: int) -> float:
-            lr = cosine_lr_at(step, base_lr, warmup_length, steps, self.args.lr_min)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            return lr
-
-        return adjust
-
-    def const_lr(
-        self, stock: Callable[..., Any], optimizer: Any, base_lr: float, warmup_length: int, steps: int, *cooldown: Any
-    ) -> Any:
+    def const_lr(self, stock: Callable[..., Any], *of_model: Any) -> Any:
         """OpenCLIP's constant rate over the full horizon, with or without a cool-down at its end."""
-        return stock(optimizer, base_lr, warmup_length, self._full_steps(steps), *cooldown)
-
-    def _full_steps(self, steps: int) -> int:
-        full_steps: int = steps // max(self.args.epochs, 1) * self.args.full_epochs
-        return full_steps
+        return schedules.const_lr(self.args, stock, *of_model)
 
     def _config(self, num_samples: int, total_steps: int | None) -> FastCLIPConfig:
         args = self.args
