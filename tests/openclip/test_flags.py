@@ -1,5 +1,6 @@
 """The command line: one help, what every flag resolves to, and what is refused with one line."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from resolved_flags import STOCK, TRAIN, V3, config, parse, released_command, resolved
 
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.loss.config import LOSSES, FastCLIPConfig, default_gamma
+from open_clip_train_fastclip.loss.config import LOSSES, FastCLIPConfig, default_gamma, default_rho
 from open_clip_train_fastclip.main import main
 from open_clip_train_fastclip.openclip import released_flags, settings
 from open_clip_train_fastclip.openclip.flags import FLAGS
@@ -119,6 +120,12 @@ def test_defaults_without_any_other_flag():
         assert (individual.tau_lr, individual.tau_lr_schedule) == (0.0133, "const")
         assert (individual.temperature, individual.rho) == (0.03, 7.0)
     assert config(resolved(*TRAIN, "--loss", "sogclr")).gamma_schedule == "constant"
+
+
+def test_rho_default_is_the_same_to_the_last_bit_in_every_release():
+    """Multiplied before divided: the other order ends in another bit, and a resumed run would not repeat itself."""
+    assert 7.0 * (math.log(23) / math.log(1023)) != 7.0 * math.log(23) / math.log(1023)
+    assert default_rho("fastclip-v2", 24) == 7.0 * math.log(23) / math.log(1023)
 
 
 OURS = {
