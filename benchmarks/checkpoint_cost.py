@@ -78,14 +78,14 @@ def observed_run(argv: list[str], saves: int) -> Times:
             times.saves.append(clock() - started)
         return folder
 
-    def at_boundary(self, progress):
+    def at_boundary(self, progress, **how):
         nonlocal last
         arrived = clock()
         if times.first_step is None:
             times.first_step = arrived - start
         else:
             (times.steps if self._running is None else times.slowed_steps).append(arrived - last)
-        real_boundary(self, progress)
+        real_boundary(self, progress, **how)
         last = clock()
         if len(times.saves) >= saves:
             os.kill(os.getpid(), signal.SIGUSR1)

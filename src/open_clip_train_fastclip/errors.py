@@ -1,6 +1,8 @@
 """The one exception for a user's mistakes, and errors in one line."""
 
-EXIT_FAILED, EXIT_USER_ERROR = 1, 2  # exit codes
+import re
+
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130  # exit codes
 
 
 class UserError(ValueError):
@@ -27,6 +29,8 @@ def one_line(error: BaseException) -> str:
 
 
 def named_line(error: BaseException) -> str:
-    """The kind of an error and its first line."""
+    """The kind of an error and its first line; of one that a data worker raised what torch wrapped in a traceback."""
     text = str(error).strip().splitlines()
+    if text and re.match("Caught .* in DataLoader worker", text[0]):
+        return text[-1]
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -8,14 +8,15 @@ import sys
 
 import torch.distributed as dist
 
-from .errors import EXIT_FAILED, EXIT_USER_ERROR, UserError, one_line, user_message
+from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line, user_message
 from .training.signals import EXIT_PREEMPTED, Preempted, ignore_signals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train or evaluate with OpenCLIP's flags and ours; returns the exit code.
 
-    0: done; 1: failed; 2: wrong input; 75: saved because of a signal, to be started again with --resume latest.
+    0: done; 1: failed; 2: wrong input; 75: saved because of a signal, to be started again with --resume latest;
+    130: Ctrl-C where nothing could be saved.
     """
     from .openclip.hooks import train  # OpenCLIP's imports take seconds
 
@@ -25,6 +26,10 @@ def main(argv: list[str] | None = None) -> int:
         if _rank() == 0:
             logging.info(preempted)
         return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            _say("interrupted: nothing was saved since the last checkpoint")
+        return EXIT_INTERRUPTED
     except UserError as error:
         if _rank() == 0 or not error.on_all_ranks:
             where = "" if error.on_all_ranks else f" on rank {_rank()}"

@@ -1,4 +1,4 @@
-"""Steps with a non-finite feature: nothing moves in them on any rank, and too many in a row end the run."""
+"""Steps with a non-finite feature or gradient: nothing moves in them, and too many in a row end the run."""
 
 import copy
 import math
@@ -12,6 +12,7 @@ from cli import TINY, run_forked
 from make_data import make_csv
 from ranks import run_ranks
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -49,11 +50,14 @@ class Training:
         self.loss = FastCLIPLoss(
             FastCLIPConfig(loss=name, num_samples=4 * B, epochs=4, rho=2.0, tau_lr_schedule="const", tau_lr=1e-2)
         )
-        self.guard = NonfiniteGuard(self.loss, self.optimizer, self.model)
+        self.guard = NonfiniteGuard(self.loss, self.optimizer, self.model, scaler)
         self.scaler = scaler
 
-    def step(self, number, bad=None, bad_rank=0, micro_batches=(0,), bad_call=None):
-        """bad: put this number into an image of rank bad_rank, in all calls of the loss or in one of them alone."""
+    def step(self, number, bad=None, bad_rank=0, micro_batches=(0,), bad_call=None, bad_gradient=None):
+        """bad: put this number into an image of rank bad_rank, in all calls of the loss or in one of them alone.
+
+        bad_gradient: put it into a gradient instead, as an overflow in the backward pass does.
+        """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         generator = torch.Generator().manual_seed(number)
         ids = torch.randperm(4 * B, generator=generator)[: B * world_size].chunk(world_size)[rank]
@@ -65,7 +69,10 @@ class Training:
             given = images.clone()
             if bad is not None and rank == bad_rank and bad_call in (None, call):
                 given[1, 2] = bad
-            value = self.loss(*self.model(given, texts)) / len(micro_batches)
+            image_features, text_features = self.model(given, texts)
+            if bad_gradient is not None and rank == bad_rank and bad_call in (None, call):
+                text_features.register_hook(lambda gradient: gradient * bad_gradient)
+            value = self.loss(image_features, text_features) / len(micro_batches)
             (value if self.scaler is None else self.scaler.scale(value)).backward()
         if self.scaler is None:
             self.optimizer.step()
@@ -99,71 +106,121 @@ def assert_same(expected, actual):
 OPTIMIZERS = ["adamw", "sgd", "lamb", "lion", "adan", "adafactor", "lookahead_adamw", "nadamw", "madgrad", "muon"]
 
 
+KINDS = [{"bad": NAN}, {"bad": INF}, {"bad_gradient": NAN}, {"bad_gradient": INF}]  # of a bad step
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_an_optimizer_does_not_notice_a_bad_step(optimizer):
+def test_an_optimizer_does_not_notice_a_bad_step(optimizer, kind):
     training = Training(optimizer=optimizer)
     for number in range(5):  # also a bad step before the optimizer has any state
         before = training.state()
-        training.step(number, bad=NAN)
+        training.step(number, **kind)
         assert_same(before, training.state())
         training.step(number)
         assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
 
 
 @pytest.mark.parametrize("name", ["sogclr", "isogclr", "fastclip-v0", "fastclip-v1", "fastclip-v2", "fastclip-v3"])
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_training_goes_on_as_if_the_bad_steps_had_not_been(name, bad):
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_training_goes_on_as_if_the_bad_steps_had_not_been(name, kind):
     with_bad, without = Training(name), Training(name)
     for number in range(6):
         without.step(number)
         with_bad.step(number)
         if number in (0, 2, 3):
-            with_bad.step(number, bad=bad)
+            with_bad.step(number, **kind)
     assert_same(without.state(), with_bad.state())
-    assert with_bad.loss.metrics()["skipped_steps"] == 3 and without.loss.metrics()["skipped_steps"] == 0
+    figures = with_bad.loss.metrics(), without.loss.metrics()
+    assert [figure.pop("skipped_steps") for figure in figures] == [3, 0]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-12)
 
 
-def test_all_ranks_skip_what_is_bad_on_one():
+def compressed(model):
+    ddp = DistributedDataParallel(model)
+    ddp.register_comm_hook(None, bf16_compress_hook)
+    return ddp
+
+
+@pytest.mark.parametrize("wrap", [DistributedDataParallel, compressed])
+@pytest.mark.parametrize("kind", [KINDS[0], *KINDS[2:]], ids=str)
+def test_all_ranks_skip_what_is_bad_on_one(wrap, kind):
     def train():
-        with_bad, without = (Training(wrap=DistributedDataParallel) for _ in range(2))
+        with_bad, without = (Training(wrap=wrap) for _ in range(2))
         for number in range(4):
             without.step(number)
             with_bad.step(number)
-            with_bad.step(number, bad=NAN, bad_rank=1)
+            with_bad.step(number, bad_rank=1, **kind)
         assert_same(without.state(), with_bad.state())
         return with_bad.loss.metrics()["skipped_steps"]
 
     assert run_ranks(2, train) == [4, 4]
 
 
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2]], ids=str)
 @pytest.mark.parametrize("bad_call", [None, 0, 1])
-def test_accumulation(bad_call):
+def test_accumulation(bad_call, kind):
     """Every call of a step counts: with dropout a later one can be bad alone."""
     training = Training()
     training.step(0, micro_batches=(0, 1))
     before = training.state()
-    training.step(1, bad=NAN, micro_batches=(0, 1), bad_call=bad_call)
-    after = training.state()
-    weights = [name for name in before if name.startswith("/")]
-    assert_same({name: before[name] for name in weights}, {name: after[name] for name in weights})
+    training.step(1, micro_batches=(0, 1), bad_call=bad_call, **kind)
+    assert_same(before, training.state())
     assert training.loss.metrics()["skipped_steps"] == training.guard.in_a_row == 1
     training.step(2, micro_batches=(0, 1))
     assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
     assert training.loss.metrics()["skipped_steps"] == 1 and training.guard.in_a_row == 0
 
 
-def test_with_a_gradient_scaler():
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_with_a_gradient_scaler(kind):
     """It skips a step of gradients that are not finite by itself: the step counts all the same."""
-    training = Training(scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    training = Training(scaler=torch.amp.GradScaler("cpu", init_scale=0.5))
     training.step(0)
     for in_a_row in (1, 2):
         before = training.state()
-        training.step(in_a_row, bad=INF)
+        training.step(in_a_row, **kind)
         assert_same(before, training.state())
         assert training.guard.in_a_row == in_a_row
     training.step(3)
     assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
     assert training.guard.in_a_row == 0
+
+
+def test_a_scaler_that_looks_for_its_scale_is_no_fault():
+    """Gradients that only a large scale makes overflow: more steps than a fault is given, and none of them moves u."""
+    training = Training(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**127))
+    before, skipped = training.state(), 0
+    while training.loss.metrics()["skipped_steps"] == skipped:
+        assert_same(before, training.state())
+        assert training.guard.in_a_row == 0
+        # as fp16 has it: what is above its range is infinite
+        scale = training.scaler.get_scale()
+        training.step(skipped, bad_gradient=INF if scale > 2.0**100 else None)
+        skipped += 1
+    assert skipped == 28 and training.scaler.get_scale() == 2.0**100
+    assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
+
+
+def test_a_loss_that_tells_nothing_of_its_features():
+    """Those of OpenCLIP: what is wrong with the features shows in the gradients."""
+    torch.manual_seed(0)
+    towers = Towers()
+    optimizer = torch.optim.AdamW(towers.parameters(), lr=1e-2)
+    guard = NonfiniteGuard(None, optimizer, towers, None)
+    for bad in (NAN, 1.0, INF, 1.0):
+        before = copy.deepcopy(flat(towers.state_dict()) | flat(optimizer.state_dict()))
+        optimizer.zero_grad()
+        image_features, text_features = towers(torch.randn(B, WIDTH) * bad, torch.randn(B, WIDTH))
+        (image_features @ text_features.T).logsumexp(1).sum().backward()
+        optimizer.step()
+        guard.end_step()
+        after = flat(towers.state_dict()) | flat(optimizer.state_dict())
+        if bad == 1.0:
+            assert guard.in_a_row == 0 and not torch.equal(before["/text.weight"], after["/text.weight"])
+        else:
+            assert guard.in_a_row == 1
+            assert_same(before, after)
 
 
 def test_too_many_in_a_row():

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError, one_line
+from ..errors import UserError
 from . import mid_epoch
 from .atomic import REPLACED, UNFINISHED, unfinished, writing
+from .pt_files import load_pt, why_unreadable
 
 LATEST = "epoch_latest.pt"  # of OpenCLIP's --save-most-recent
 DAMAGED = math.inf  # share of the epoch of a mid-epoch checkpoint whose index cannot be read
@@ -39,7 +40,10 @@ def mid_epoch_checkpoints(checkpoints: str | Path) -> list[tuple[int, float, Pat
 
 
 def all_checkpoints(checkpoints: str | Path) -> list[tuple[int, float, Path]]:
-    """(epochs done, share of the next one, path) of a run's complete checkpoints, the newest last."""
+    """(epochs done, share of the next one, path) of what by its name is a run's complete checkpoint, the newest last.
+
+    Raises UserError for an epoch_latest.pt that cannot be read, since its name does not tell how new it is.
+    """
     found = mid_epoch_checkpoints(checkpoints)
     for path in Path(checkpoints).glob("epoch_*.pt"):
         if match := re.fullmatch(r"epoch_(\d+)\.pt", path.name):
@@ -50,20 +54,40 @@ def all_checkpoints(checkpoints: str | Path) -> list[tuple[int, float, Path]]:
 
 
 def newest_checkpoint(checkpoints: str | Path) -> Path | None:
-    """A run's newest checkpoint, if it was ever saved inside an epoch; else OpenCLIP's own rule holds."""
-    return all_checkpoints(checkpoints)[-1][-1] if mid_epoch_checkpoints(checkpoints) else None
+    """What --resume latest goes on from: the checkpoint with most epochs done of those that the run itself has saved.
+
+    Other files in the folder do not count: exported weights, and copies under a name that says another epoch; what
+    could be taken for a checkpoint is named in a warning. Raises UserError for the newest one if it cannot be read:
+    it may be worth restoring, and going on from an older one would write over what was trained since.
+    """
+    for epoch, _, path in reversed(all_checkpoints(checkpoints)):
+        if path.is_dir() or path.name == LATEST:
+            return path
+        inside = _epochs_done(path)
+        if inside == epoch:
+            return path
+        holds = "no training state" if inside is None else f"epoch {inside}"
+        logging.warning(f"{path} holds {holds}, unlike its name says: passed over")
+    return None
 
 
 def latest_epoch(checkpoints: str | Path) -> int | None:
-    """Epochs done in a folder's epoch_latest.pt; None if there is none, or none that can be read."""
+    """Epochs done in a folder's epoch_latest.pt; None if there is none. Raises UserError if it cannot be read."""
     latest = Path(checkpoints, LATEST)
-    if not latest.exists():
-        return None
+    return _epochs_done(latest) if latest.exists() else None
+
+
+def _epochs_done(path: Path) -> int | None:
+    """What a .pt file says; None for one without training state. Raises UserError if it cannot be read."""
     try:
-        return int(torch.load(latest, mmap=True, map_location="cpu", weights_only=True)["epoch"])
+        contents = load_pt(lambda: torch.load(path, mmap=True, map_location="cpu", weights_only=True))
     except Exception as error:  # what the bytes of a foreign file can raise has no end
-        logging.warning(f"{latest} is no checkpoint, or cut short ({one_line(error)}): passed over")
-        return None
+        raise UserError(
+            f"{path} is no checkpoint, or cut short ({why_unreadable(error)}): restore it from a copy, or remove it, "
+            "and --resume latest takes the one before it"
+        ) from None
+    epoch = contents.get("epoch") if isinstance(contents, dict) else None
+    return epoch if type(epoch) is int else None
 
 
 def unfinished_checkpoints(checkpoints: str | Path) -> list[Path]:
@@ -74,8 +98,8 @@ def unfinished_checkpoints(checkpoints: str | Path) -> list[Path]:
 def prune_mid_epoch(written: Path, keep: int) -> list[Path]:
     """Take away the names of all but the newest `keep` mid-epoch checkpoints; what can be removed now.
 
-    written: the one that stays in any case. A damaged one neither counts nor goes. For one rank, while nothing is being
-    saved.
+    written: the newest one that is known to be good, which stays in any case. A damaged one neither counts nor goes.
+    For one rank, while nothing is being saved.
     """
     checkpoints = written.parent
     for replaced in checkpoints.glob("epoch_*_step_*" + REPLACED):  # left by a kill while it was removed

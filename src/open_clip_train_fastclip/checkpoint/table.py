@@ -8,6 +8,7 @@ nothing: it is JSON and safetensors, and both are checked before they are used.
 """
 
 import hashlib
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..data.identity import DataIdentity, first_difference
 from ..errors import UserError
 from ..loss.fastclip import FastCLIPLoss
-from ..loss.sample_table import SampleTable
+from ..loss.sample_table import U_COLUMNS, SampleTable
 from ..ranks import agree, gather_objects, is_first_rank
 from . import index as indexes
 from .atomic import (
@@ -34,6 +35,7 @@ from .atomic import (
     write_tensors,
     writing,
 )
+from .finite import is_finite
 from .index import DTYPES, INDEX, STATE, Index, rank_file
 
 SHARDS = "shards.json"  # DataIdentity.text
@@ -93,6 +95,28 @@ def copy_state(
     return StateCopy(ranks.rank, ranks.world_size, table.start, table.stop, columns, content, data)
 
 
+def nonfinite_column(loss: FastCLIPLoss) -> str | None:
+    """Name of a column of this rank's rows, or of a number of the global tau, that is not finite, if there is one.
+
+    log u of a sample that was never seen is -inf.
+    """
+    for name, value in loss.tau_state().items():
+        if not math.isfinite(value):
+            return f"tau's {name}"
+    for name in loss.table.columns:
+        column = loss.table.local(name)
+        is_sound = not len(column) or bool(column.max() < math.inf) if name in U_COLUMNS else is_finite(column)
+        if not is_sound:
+            return f"the table's {name}"
+    return None
+
+
+def _require_finite(loss: FastCLIPLoss) -> None:
+    name = nonfinite_column(loss)
+    if name is not None:
+        raise UserError(f"{name} has numbers that are not finite, so no state is saved: go on from an earlier one")
+
+
 def _on_cpu(column: Tensor) -> Tensor:
     """A copy in pieces, since a GPU makes each contiguous before it sends it: the table may fill half of its memory."""
     copy = torch.empty(len(column), dtype=column.dtype)
@@ -114,11 +138,12 @@ def save_state(
 
     epoch: epochs done. data: which data the ids belong to. settings: plain values that a resumed run uses again, by
     default those of the loss's config. global_batch_size: pairs a step, None if unknown. The folder has to be on a
-    file system that all ranks share. Raises UserError on every rank if it cannot be written; what was there before
-    stays.
+    file system that all ranks share. Raises UserError on every rank if it cannot be written, or if u or tau are not
+    finite; what was there before stays.
     """
     folder = Path(folder)
     partial = unfinished(folder)
+    agree(_require_finite, loss)
     try:
         agree(remove_leftover, partial)
         state = copy_state(loss, epoch, data=data, settings=settings, global_batch_size=global_batch_size)

@@ -16,7 +16,7 @@ from .collectives import Collectives
 from .config import GCL_WITHOUT_TAU, RGCL_G, FastCLIPConfig
 from .sample_table import SampleTable
 from .schedules import gamma_at
-from .step import Contrast, Step, Update
+from .step import Before, Contrast, Step, Update
 from .temperature import GlobalTemperature, move_individual, tau_lr_at
 
 
@@ -28,7 +28,8 @@ class FastCLIPLoss(nn.Module):
     (not the value's derivative), scaled by K so that the mean over ranks, which DDP forms, is the global gradient.
     tau and u move inside the call; the value and the gradients use the step's old tau and its new u.
     A global batch with a non-finite feature leaves u, tau and its moments as they are, and `usable` says so: what it
-    gives as gradients is no good either (nonfinite.NonfiniteGuard leaves out the optimizer's step).
+    gives as gradients is no good either (nonfinite.NonfiniteGuard leaves out the optimizer's step, and calls
+    undo_step() where only the gradients turn out not to be finite).
 
     World size and rank are those of torch.distributed if it is initialised when the module is made.
     """
@@ -88,6 +89,23 @@ class FastCLIPLoss(nn.Module):
             )
         value: Tensor = _Objective.apply(image_features, text_features, self)
         return value
+
+    def undo_step(self) -> None:
+        """Put u and tau back to where they were before the last step, since the model did not move in it.
+
+        The step counts as one that was not usable; the clock of tau_lr goes on.
+        """
+        step = self._current
+        if step.update is None:
+            return
+        before = step.update.before
+        self.table.write(step.ids_B, before.rows_BC)
+        self.visited, self.mean_individual_tau = before.visited, before.mean_individual_tau
+        if self.global_tau is not None:
+            self.global_tau.put(before.global_tau)
+        self._last_rows_BC = before.rows_BC
+        self.skipped_steps += self.usable
+        self.usable = torch.zeros_like(self.usable)
 
     @property
     def temperature(self) -> Tensor:
@@ -212,7 +230,9 @@ class FastCLIPLoss(nn.Module):
         usable = self._update_usable(diagonal_B, torch.ones_like(self.usable))
 
         log_eps_u_B2 = functional.log_weight_denominator(new_BC[:, :2], c.eps)
-        update = Update(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2))
+        global_tau = () if self.global_tau is None else self.global_tau.state
+        before = Before(rows_BC, self.visited, self.mean_individual_tau, global_tau)
+        update = Update(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2), before)
         if self.global_tau is not None and c.learns_global_tau:
             mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), log_eps_u_B2.sum(1).mean()
             gradient = self.global_tau.gradient(slope / len(new_BC), mean_log_u, mean_log_eps_u)
@@ -247,10 +267,10 @@ class FastCLIPLoss(nn.Module):
         self.table.write(step.ids_B, new_BC)
         last_B = step.copies_B > 0
         first_visit_B = torch.isneginf(old_BC[:, 0]) & ~torch.isneginf(new_BC[:, 0])
-        self.visited += (first_visit_B & last_B).sum()
+        self.visited = self.visited + (first_visit_B & last_B).sum()
         if self.config.individual_tau:
             moved = ((new_BC - old_BC)[:, 2:4].sum(1) * last_B).sum()
-            self.mean_individual_tau += moved / (2 * self.config.num_samples)
+            self.mean_individual_tau = self.mean_individual_tau + moved / (2 * self.config.num_samples)
         self._last_rows_BC = new_BC
         self.step += 1
 

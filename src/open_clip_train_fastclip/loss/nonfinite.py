@@ -1,6 +1,7 @@
-"""Steps with a non-finite feature must not count: no weight, moment or counter of model and optimizer moves in them."""
+"""Steps with a non-finite feature or gradient must not count: nothing of model, optimizer, u or tau moves in them."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,58 +16,66 @@ MOST_IN_A_ROW = 10  # bad steps after which a run does not recover by itself
 
 
 class NonfiniteGuard:
-    """Leaves out the optimizer's step when `loss.usable` is False, which it is on all ranks or on none.
+    """Leaves out the optimizer's step when a feature (`loss.usable` is False) or a gradient is not finite.
 
     Make it once, before the first step, and call end_step() after each. From then on optimizer.step does nothing in a
-    bad step, also when a GradScaler calls it, and end_step() puts back what the forward pass has spoilt: the running
-    statistics of batch norms.
+    bad step, also when a GradScaler calls it, and end_step() puts back what the step has spoilt: u, tau and the running
+    statistics of batch norms. All ranks judge alike: `usable` is the same on all of them, and so are the gradients that
+    DistributedDataParallel has reduced. A GradScaler that is still looking for its scale passes over steps as well:
+    they move nothing, and are no fault.
     """
 
-    def __init__(self, loss: FastCLIPLoss, optimizer: Optimizer, model: nn.Module):
+    def __init__(
+        self, loss: FastCLIPLoss | None, optimizer: Optimizer, model: nn.Module, scaler: torch.amp.GradScaler | None
+    ):
+        """loss: None for one that tells nothing of its features; it shows in the gradients then."""
+        self.loss, self.optimizer, self.scaler = loss, optimizer, scaler
         self.in_a_row = 0
-        on_gpu = loss.usable.is_cuda
-        self._usable = torch.ones((), dtype=torch.bool, pin_memory=on_gpu)
-        self._arrived = torch.cuda.Event() if on_gpu else None
+        self._stepped = False
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._statistics = [buffer for module in norms for buffer in module.buffers(recurse=False)]
         self._good_statistics = [buffer.clone() for buffer in self._statistics]
-        loss.register_forward_hook(self._fetch_usable)
         # Not a hook that takes the gradients away: several optimizers count steps without them, and Lookahead moves.
         optimizer.step = self._unless_bad(optimizer.step)  # type: ignore[method-assign]
 
     def end_step(self) -> None:
         """Call it when the optimizer has had its chance; the GradScaler may have passed it over."""
-        if self._is_usable():
-            self.in_a_row = 0
+        if self._stepped:
+            self._stepped, self.in_a_row = False, 0
             _copy(self._statistics, self._good_statistics)
             return
-        self.in_a_row += 1
+        if not self._is_looking_for_scale():
+            self.in_a_row += 1
         _copy(self._good_statistics, self._statistics)
+        if self.loss is not None:
+            self.loss.undo_step()
 
     @property
     def too_many(self) -> bool:
-        """Whether the run should save and stop, the same on all ranks."""
+        """Whether the run should stop, the same on all ranks."""
         return self.in_a_row >= MOST_IN_A_ROW
 
-    def _fetch_usable(self, loss: nn.Module, inputs: Any, output: Any) -> None:
-        assert isinstance(loss, FastCLIPLoss)
-        self._usable.copy_(loss.usable, non_blocking=True)
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def _is_usable(self) -> bool:
-        # The GPU reaches the event when it is done with the loss, and has all of the backward pass still to do, which
-        # was given to it before anybody asks here. So the host waits, but the GPU does not wait for the host.
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return bool(self._usable)
+    def _is_looking_for_scale(self) -> bool:
+        """A scale below 1 makes gradients smaller than they are: then it is not the scale that makes them overflow."""
+        features_are_finite = self.loss is None or bool(self.loss.usable)
+        return self.scaler is not None and features_are_finite and self.scaler.get_scale() >= 1
 
     def _unless_bad(self, step: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(step)  # a GradScaler looks at its parameters
         def step_unless_bad(*args: Any, **kwargs: Any) -> Any:
-            return step(*args, **kwargs) if self._is_usable() else None
+            # The one wait of the host for the GPU in a step: an optimizer cannot be undone, nor all of them be told
+            # on the GPU to do nothing.
+            self._stepped = bool(self._all_is_finite())
+            return step(*args, **kwargs) if self._stepped else None
 
         return step_unless_bad
+
+    def _all_is_finite(self) -> Tensor:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # the largest element: the sum of squares overflows for gradients that are finite
+        finite = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite()
+        return finite if self.loss is None else finite & self.loss.usable
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:

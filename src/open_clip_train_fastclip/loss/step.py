@@ -28,6 +28,17 @@ class Update:
     tau_B2: Tensor  # the step's tau, before it moved
     log_eps_u_B2: Tensor  # log(eps + new u)
     value: Tensor
+    before: "Before"
+
+
+@dataclass
+class Before:
+    """What a step found and moves, for undo_step()."""
+
+    rows_BC: Tensor
+    visited: Tensor
+    mean_individual_tau: Tensor
+    global_tau: tuple[Tensor, ...]  # GlobalTemperature.NAMES; empty with individual temperatures
 
 
 @dataclass

@@ -47,6 +47,16 @@ class GlobalTemperature(nn.Module):
         """tau in force, a 0-d tensor."""
         return torch.exp(-self.log_inv_tau)
 
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The tensors of NAMES, which move() replaces and does not change."""
+        return tuple(getattr(self, name) for name in self.NAMES)
+
+    def put(self, state: tuple[Tensor, ...]) -> None:
+        """Put back what `state` was."""
+        for name, value in zip(self.NAMES, state, strict=True):
+            setattr(self, name, value)
+
     def gradient(self, a: Tensor, mean_log_u: Tensor, mean_log_eps_u: Tensor) -> Tensor:
         """Gradient of the objective w.r.t. tau. mean_log_u is L = mean_i[log u_1,i + log u_2,i], then with eps."""
         if self.config.algorithm.objective == GCL_WITHOUT_TAU:
@@ -65,8 +75,8 @@ class GlobalTemperature(nn.Module):
         v = beta2 * self.v + (1 - beta2) * gradient.square()
         update = (m / (1 - beta1**steps)) / ((v / (1 - beta2**steps)).sqrt() + self.config.adam_eps)
         log_inv_tau = (self.log_inv_tau - rate * update).clamp(0, -math.log(TAU_MIN))
-        for name, new in zip(self.NAMES, (log_inv_tau, m, v, steps), strict=True):
-            getattr(self, name).copy_(torch.where(usable, new, getattr(self, name)))
+        moved = zip((log_inv_tau, m, v, steps), self.state, strict=True)
+        self.put(tuple(torch.where(usable, new, old) for new, old in moved))
 
 
 def move_individual(

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.atomic import atomic_torch_save
+from ..checkpoint.finite import first_nonfinite
 from ..checkpoint.mid_epoch import Header, Layout, RankPart
 from ..checkpoint.pt_files import with_note
-from ..checkpoint.retention import latest_epoch, prune_states
-from ..checkpoint.table import copy_state, save_state, state_dir
-from ..data.identity import DataIdentity
+from ..checkpoint.retention import latest_epoch, newest_checkpoint, prune_states
+from ..checkpoint.table import copy_state, nonfinite_column, save_state, state_dir
 from ..data.rng import rng_state
+from ..errors import UserError
 from ..loss.fastclip import FastCLIPLoss
-from ..ranks import gloo_group
+from ..ranks import agree, gloo_group
 from ..training.checkpointer import AsyncCheckpointer
 from ..training.progress import Progress
 from ..training.save_trigger import Interval, SaveTrigger, parse_interval
@@ -34,6 +35,7 @@ class EpochCheckpoints:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self._latest_epoch: int | None = None  # the epoch that epoch_latest.pt holds
+        self._replaces: tuple[bool, bool] | None = None  # --save-most-recent, --delete-previous-checkpoint
 
     @property
     def folder(self) -> Path:
@@ -41,19 +43,38 @@ class EpochCheckpoints:
         return Path(self.args.checkpoint_path)
 
     def save(self, contents: dict[str, Any], path: str) -> None:
-        """In place of torch.save: atomic, and with a note of the loss in FastCLIP's checkpoints."""
+        """In place of torch.save: atomic, nothing that is not finite, and FastCLIP's with a note of the loss."""
+        _refuse_nonfinite(first_nonfinite(contents), self.folder)
         if is_fastclip(self.args) and Path(path).name == LATEST_IN_THE_MAKING:
             self._latest_epoch = contents["epoch"]
         atomic_torch_save(with_note(contents, self.args.loss) if is_fastclip(self.args) else contents, path)
 
-    def save_state(self, loss: FastCLIPLoss, data: DataIdentity, epoch: int) -> None:
-        """Save FastCLIP's state if main() is about to save a .pt with `epoch` epochs done (collective)."""
+    def end_epoch(self, state: "RunState", epoch: int, bad_steps: int) -> None:
+        """Before main() saves a .pt with `epoch` epochs done: FastCLIP's state, complete on all ranks (collective).
+
+        bad_steps: how many there were just before. Nothing moved in them, so there is something to save, but it has not
+        been seen to train on: nothing goes for it. Raises UserError if it is not finite.
+        """
         args = self.args
+        if self._replaces is None:
+            self._replaces = args.save_most_recent, args.delete_previous_checkpoint
+        most_recent, delete_previous = self._replaces
+        args.save_most_recent, args.delete_previous_checkpoint = (
+            most_recent and not bad_steps,
+            delete_previous and not bad_steps,
+        )
         at_frequency = args.save_frequency > 0 and epoch % args.save_frequency == 0
         if not logs_are_written(args) or not (epoch == args.epochs or at_frequency or args.save_most_recent):
             return
-        self.prune(writing=epoch)
-        save_state(loss, state_dir(self.folder, epoch), epoch, data=data, global_batch_size=global_batch_size(args))
+        agree(state.require_finite)
+        if state.loss is None:
+            return
+        if not bad_steps:
+            self.prune(writing=epoch)
+        save_state(
+            state.loss, state_dir(self.folder, epoch), epoch,
+            data=state.data.identity, global_batch_size=global_batch_size(args),
+        )  # fmt: skip
 
     def prune(self, writing: int | None = None) -> None:
         """Remove the states that no checkpoint names any more, on rank 0; a FastCLIP run's alone."""
@@ -76,16 +97,25 @@ class RunState:
     loss: FastCLIPLoss | None  # None with OpenCLIP's own
     data: TrainingData
 
-    def checkpointer(self, signals: PreemptionSignals, start: Progress) -> AsyncCheckpointer:
-        """What saves the run from now on, at its `start` or where it goes on (collective)."""
+    def checkpointer(self, signals: PreemptionSignals, start: Progress, resumed: Path | None) -> AsyncCheckpointer:
+        """What saves the run from now on, at its `start` or where it goes on, inside an epoch from `resumed`.
+
+        Collective.
+        """
         args = self.args
         interval = parse_interval(args.save_every) if args.save_every else Interval()
         trigger = SaveTrigger(interval, signals, gloo_group(timedelta(seconds=args.dist_timeout)), start)
-        folder = Path(args.checkpoint_path)
-        return AsyncCheckpointer(folder, self.describe, trigger, keep=args.keep, in_background=args.save_async)
+        return AsyncCheckpointer(
+            Path(args.checkpoint_path), self.describe, trigger,
+            keep=args.keep, in_background=args.save_async, resumed=resumed,
+        )  # fmt: skip
 
     def describe(self, progress: Progress) -> tuple[Header, RankPart]:
-        """What training.checkpointer.AsyncCheckpointer saves, this rank's part copied to the CPU."""
+        """What training.checkpointer.AsyncCheckpointer saves, this rank's part copied to the CPU.
+
+        Raises UserError if it is not finite.
+        """
+        self.require_finite()
         args = self.args
         header = Header(
             epoch=progress.epoch,
@@ -105,19 +135,37 @@ class RunState:
         contents = self._contents(progress.epoch) if args.rank == 0 else None
         return header, RankPart(args.rank, tensors, state, contents)
 
+    def require_finite(self) -> None:
+        """Raise UserError if weights, the optimizer's moments, tau or this rank's part of the table are not finite."""
+        name = first_nonfinite(self._of_model())
+        if name is None and self.loss is not None:
+            name = nonfinite_column(self.loss)
+        _refuse_nonfinite(name, Path(self.args.checkpoint_path))
+
+    def _of_model(self) -> dict[str, Any]:
+        model: Any = getattr(self.model, "_orig_mod", self.model)  # of --torchcompile, without its prefix
+        return {"state_dict": model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
     def _contents(self, epoch: int) -> dict[str, Any]:
         """What OpenCLIP saves at an epoch's end, on the CPU."""
-        model: Any = getattr(self.model, "_orig_mod", self.model)  # of --torchcompile, without its prefix
-        contents = {
-            "epoch": epoch,
-            "name": self.args.name,
-            "state_dict": model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        contents = {"epoch": epoch, "name": self.args.name, **self._of_model()}
         if self.scaler is not None:
             contents["scaler"] = self.scaler.state_dict()
         copied: dict[str, Any] = _on_cpu(contents)
         return copied if self.loss is None else with_note(copied, self.args.loss)
+
+
+def _refuse_nonfinite(name: str | None, checkpoints: Path) -> None:
+    """Raise UserError if something, by its name, is not finite."""
+    if name is not None:
+        newest = newest_checkpoint(checkpoints)
+        cure = (
+            f"go on from the newest good checkpoint, {newest}," if newest else "start again, since there is none yet,"
+        )
+        raise UserError(
+            f"{name} has numbers that are not finite, so nothing is saved: {cure} with a lower --lr, --grad-clip-norm, "
+            "or --precision amp_bf16 or fp32"
+        )
 
 
 def _on_cpu(value: Any) -> Any:

@@ -22,7 +22,7 @@ from open_clip_train.data import DataInfo
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-from ..checkpoint.retention import mid_epoch_checkpoints, newest_checkpoint, unfinished_checkpoints
+from ..checkpoint.retention import unfinished_checkpoints
 from ..checkpoint.table import load_state
 from ..data.manifest import ShardManifest
 from ..data.shard_list import check_shards
@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..loss.config import FastCLIPConfig
 from ..loss.fastclip import FastCLIPLoss
 from ..loss.nonfinite import NonfiniteGuard
-from ..ranks import agree, gloo_group
+from ..ranks import agree
 from ..training.batches import FastCLIPCallback, ProgressBatches, ResumableBatches, StepCallback
 from ..training.checkpointer import AsyncCheckpointer
 from ..training.profiling import Trace, marked
@@ -38,12 +38,12 @@ from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
 from . import checkpoints, checks, register_models, resume, run_args, schedules, settings
 from .checkpoints import EpochCheckpoints, RunState
+from .evaluation import Evaluation, accuracy
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
 
-EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
 
 
@@ -52,6 +52,7 @@ class Run:
 
     args: argparse.Namespace
     checkpoints: EpochCheckpoints
+    evaluation: Evaluation
 
     def __init__(self) -> None:
         self.signals = PreemptionSignals()
@@ -62,9 +63,11 @@ class Run:
         self.batches: ResumableBatches | None = None
         self.loss: FastCLIPLoss | None = None
         self.checkpointer: AsyncCheckpointer | None = None
+        self.latest: Path | None = None  # what --resume latest takes, on rank 0
         self.save_most_recent = False
         self.training = False  # since the first step
-        self.evaluation_group: dist.ProcessGroup | None = None  # waits for rank 0's evaluation
+        self.state: RunState | None = None  # since then, with the data
+        self.guard: NonfiniteGuard | None = None
 
     def parse_args(self, stock: Callable[..., argparse.Namespace], argv: list[str]) -> argparse.Namespace:
         """Flags, with everything that they alone can tell checked."""
@@ -83,14 +86,11 @@ class Run:
     def init_distributed_device(self, stock: Callable[..., Any], args: argparse.Namespace) -> Any:
         """The process group, then all checks that need nothing built, agreed on by all ranks."""
         device = stock(args)
-        if run_args.has_evaluation_data(args):
-            self.evaluation_group = gloo_group(EVALUATION_LIMIT)
+        self.evaluation = Evaluation(args)
         agree(checks.check_before_building, args)
-        self.save_most_recent = args.save_most_recent
+        self.latest, self.save_most_recent = agree(resume.find_latest, args), args.save_most_recent
         if args.rank == 0 and args.resume == "latest" and args.remote_sync is None:
-            # with it main() looks at epoch_latest.pt alone; get_latest_checkpoint() puts it back
-            folder = Path(args.logs, args.name or "", "checkpoints")
-            args.save_most_recent = self.save_most_recent and not mid_epoch_checkpoints(folder)
+            args.save_most_recent = False  # with it main() would look at epoch_latest.pt alone; put back below
         if args.train_data and run_args.is_webdataset(args.train_data, args.dataset_type):
             self.manifest = read_shard_sizes(args)
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
@@ -128,8 +128,7 @@ class Run:
             leftover.unlink()
         for folder in unfinished_checkpoints(path):
             logging.warning(f"{folder} is what an interrupted save left behind: passed over")
-        newest = newest_checkpoint(path)
-        return stock(path, remote) if newest is None else str(newest)
+        return None if self.latest is None else str(self.latest)
 
     def copy_codebase(self, stock: Callable[..., Any], args: argparse.Namespace) -> None:
         """Copy the training code alone: of an installed package OpenCLIP would copy all of site-packages."""
@@ -231,18 +230,12 @@ class Run:
         return marked(loss) if args.profile else loss
 
     def evaluate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """OpenCLIP's evaluation, on rank 0 alone; the others wait for it without --dist-timeout running out."""
-        metrics = stock(*args, **kwargs)
-        self._wait_for_rank_0()
-        return metrics
+        """OpenCLIP's evaluation, whose failure costs no trained epoch."""
+        return self.evaluation.run(stock, *args, **kwargs)
 
     def accuracy(self, stock: Any, output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[int | float]:
-        """How many of logits [n, classes] have their target [n] among the first k, for each k.
-
-        OpenCLIP's own makes a number of an array of one entry, which numpy 2.4 and newer refuse.
-        """
-        hits = output.topk(max(topk)).indices == target[:, None]
-        return [hits[:, :k].sum().item() for k in topk]
+        """The count of hits, with every numpy."""
+        return accuracy(output, target, topk)
 
     def enumerate(self, stock: Callable[..., Iterator[Any]], iterable: Iterable[Any], start: int = 0) -> Iterator[Any]:
         """enumerate as OpenCLIP's loop sees it: an epoch that is resumed inside counts on from there."""
@@ -256,6 +249,7 @@ class Run:
         if not self.training:
             self.training = True
             self._begin_training(model, optimizer, scaler, tb_writer)
+        assert self.state is not None and self.guard is not None
         if self.loss is not None:
             self.loss.start_epoch(epoch)
         try:
@@ -266,20 +260,22 @@ class Run:
                 # srun ends all tasks when the first has ended, and rank 0 has logs to send
                 dist.barrier(self.checkpointer.trigger.group)
             raise
-        if self.loss is not None and self.data is not None:
-            self.checkpoints.save_state(self.loss, self.data.identity, epoch + 1)
+        self.checkpoints.end_epoch(self.state, epoch + 1, self.guard.in_a_row)
 
     def _begin_training(self, model: nn.Module, optimizer: Any, scaler: Any, tb_writer: Any) -> None:
         """Bind the batches to what happens around a step (collective): all that it takes is there now."""
         assert self.data is not None and self.batches is not None
         args, batches = self.args, self.batches
+        self.state = RunState(args, model, optimizer, scaler, self.loss, self.data)
+        self.guard = NonfiniteGuard(self.loss, optimizer, model, scaler)
         if run_args.logs_are_written(args):
-            state = RunState(args, model, optimizer, scaler, self.loss, self.data)
-            self.checkpointer = state.checkpointer(self.signals, batches.progress(batches.first))
-        callback = StepCallback(self.checkpointer)
+            inside = self.resumed.mid_epoch if self.resumed else None
+            start = batches.progress(batches.first)
+            self.checkpointer = self.state.checkpointer(self.signals, start, inside[0] if inside else None)
+        callback = StepCallback(self.guard, self.checkpointer)
         if self.loss is not None:
-            guard, log = NonfiniteGuard(self.loss, optimizer, model), MetricsLog(self.loss, args, tb_writer)
-            callback = FastCLIPCallback(self.loss, guard, self.model.logit_scale, self.checkpointer, log)
+            log = MetricsLog(self.loss, args, tb_writer)
+            callback = FastCLIPCallback(self.loss, self.guard, self.model.logit_scale, self.checkpointer, log)
         batches.bind(callback)
 
     def _close_logs(self, tb_writer: Any) -> None:
@@ -293,19 +289,13 @@ class Run:
 
     def finish(self) -> None:
         """What is left to do when main() has returned."""
-        if self.checkpointer is not None:
-            self.checkpointer.finish()
+        if self.checkpointer is not None and self.guard is not None:
+            self.checkpointer.finish() if self.guard.in_a_row else self.checkpointer.end()
         self.checkpoints.prune()
         if dist.is_initialized():
-            self._wait_for_rank_0()  # it may still have logs to send
+            self.evaluation.wait()
             dist.barrier()
-
-    def _wait_for_rank_0(self) -> None:
-        """As long as its evaluation takes. It waits for the others in the next collective, for --dist-timeout."""
-        if self.evaluation_group is not None:
-            work = dist.broadcast(torch.zeros(1), 0, self.evaluation_group, async_op=True)
-            if work is not None and self.args.rank != 0:
-                work.wait()
+        self.evaluation.require_success()
 
 
 def train(argv: list[str]) -> bool:

@@ -17,7 +17,7 @@ from ..loss.sample_table import columns_of
 from . import checks, register_models, run_args
 from .hooks import Run
 from .patches import applied
-from .resume import latest_checkpoint, load_checkpoint
+from .resume import find_latest, load_checkpoint
 
 
 def findings(flags: list[str], processes: int, processes_per_node: int) -> list[str]:
@@ -67,9 +67,7 @@ def _check_data(args: argparse.Namespace) -> list[str]:
 
 def _check_resume(args: argparse.Namespace, model: Any) -> int:
     """Epochs done by the run that --resume continues; 0 if it starts."""
-    path = args.resume
-    if path == "latest":
-        path = latest_checkpoint(args.checkpoint_path, args.save_most_recent)
+    path = find_latest(args) if args.resume == "latest" else args.resume
     if not path or "://" in str(path):
         return 0
     _, contents = load_checkpoint(_mapped, str(path), args, model)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip_train.main
 from torch import Tensor, nn
 
 from ..checkpoint import mid_epoch
 from ..checkpoint.index import CHECKPOINT, INDEX, MID_EPOCH, Index
 from ..checkpoint.mid_epoch import STATE_FOLDER
 from ..checkpoint.pt_files import load_pt, why_unreadable
-from ..checkpoint.retention import LATEST, all_checkpoints, newest_checkpoint
+from ..checkpoint.retention import all_checkpoints, newest_checkpoint
 from ..checkpoint.table import check_same_shards, read_index, state_dir
 from ..data.position import resume_position
 from ..data.rng import rng_state, set_rng_state
@@ -36,11 +35,14 @@ class ResumedRun:
     mid_epoch: tuple[Path, Index] | None  # of a checkpoint inside an epoch: its folder and index
 
 
-def latest_checkpoint(checkpoints: str, most_recent_alone: bool) -> Path | None:
-    """What --resume latest takes; most_recent_alone: of the .pt only epoch_latest.pt, as main() has it then."""
-    names = sorted(Path(checkpoints).glob("*.pt"), key=lambda file: open_clip_train.main.natural_key(str(file)))
-    names = [name for name in names if (name.name == LATEST) == most_recent_alone]
-    return newest_checkpoint(checkpoints) or (names[-1] if names else None)
+def find_latest(args: argparse.Namespace) -> Path | None:
+    """What --resume latest goes on from, for rank 0; None on the others, and for runs that are kept in a remote store.
+
+    Raises UserError if the newest checkpoint cannot be read.
+    """
+    if args.resume != "latest" or args.remote_sync is not None or not args.name or args.rank != 0:
+        return None
+    return newest_checkpoint(Path(args.logs, args.name, "checkpoints"))
 
 
 def _mid_epoch_folder(file_path: str) -> Path | None:

@@ -67,21 +67,35 @@ class ProgressBatches:
 
 
 class StepCallback:
-    """What happens around the steps of a loop that can be saved."""
+    """What happens around the steps of a loop that can be saved, with any loss."""
 
-    def __init__(self, checkpointer: AsyncCheckpointer | None):
-        self.checkpointer = checkpointer
+    def __init__(self, guard: NonfiniteGuard, checkpointer: AsyncCheckpointer | None):
+        self.guard, self.checkpointer = guard, checkpointer
 
     def before_step(self, ids: Tensor) -> None:
         """The last micro-batch of a step with these samples comes; ids [A*b] int64."""
 
     def after_step(self, progress: Progress) -> None:
-        """A step is complete."""
+        """A step is complete: judge it."""
+        self.guard.end_step()
 
     def between_steps(self, progress: Progress) -> None:
-        """The run may be saved here (collective). Raises Preempted if it is asked to end."""
-        if self.checkpointer is not None:
-            self.checkpointer.at_boundary(progress)
+        """The run may be saved here (collective). Raises Preempted if it is asked to end.
+
+        Raises UserError after too many bad steps in a row.
+        """
+        checkpointer, bad_steps = self.checkpointer, self.guard.in_a_row
+        if self.guard.too_many:
+            where = "nothing was saved, since --logs is none"
+            if checkpointer is not None:
+                where = checkpointer.save_before(progress, bad_steps)
+            raise UserError(
+                f"{MOST_IN_A_ROW} steps in a row had features or gradients that are not finite and were left out; "
+                f"{where}: go on from it with a lower --lr, --grad-clip-norm, or --precision amp_bf16 or fp32",
+                on_all_ranks=True,
+            )
+        if checkpointer is not None:
+            checkpointer.at_boundary(progress, last_step_is_good=not bad_steps)
 
     def wait(self) -> None:
         """Wait for what was launched at a boundary."""
@@ -101,8 +115,8 @@ class FastCLIPCallback(StepCallback):
         log: Callable[[Progress], None],
     ):
         """logit_scale: the model's log(1/tau), which evaluation and checkpoints read. log: called after each step."""
-        super().__init__(checkpointer)
-        self.loss, self.guard, self.logit_scale, self.log = loss, guard, logit_scale, log
+        super().__init__(guard, checkpointer)
+        self.loss, self.logit_scale, self.log = loss, logit_scale, log
 
     def before_step(self, ids: Tensor) -> None:
         """Tell the loss, which begins to fetch their rows of the table."""
@@ -110,23 +124,11 @@ class FastCLIPCallback(StepCallback):
 
     def after_step(self, progress: Progress) -> None:
         """Judge the step, and show everybody the new tau."""
-        self.guard.end_step()
+        super().after_step(progress)
         if self.loss.global_tau is not None:
             with torch.no_grad():
                 self.logit_scale.copy_(self.loss.global_tau.log_inv_tau)
         self.log(progress)
-
-    def between_steps(self, progress: Progress) -> None:
-        """Also save and raise UserError after too many bad steps in a row."""
-        if self.guard.too_many:
-            saved = self.checkpointer.save(progress) if self.checkpointer else "none, since --logs is none"
-            raise UserError(
-                f"{MOST_IN_A_ROW} steps in a row had features that are not finite and were left out; the state before "
-                f"them is in {saved}: go on from it with a lower --lr, --grad-clip-norm, or --precision amp_bf16 or "
-                "fp32",
-                on_all_ranks=True,
-            )
-        super().between_steps(progress)
 
 
 class ResumableBatches(ProgressBatches):
@@ -140,7 +142,7 @@ class ResumableBatches(ProgressBatches):
         """position: this rank's, which keeps track of what `dataloader` yields."""
         super().__init__(dataloader, loop, epoch, trace)
         self.position = position
-        self._callback = StepCallback(None)
+        self._callback: StepCallback
         self._rng_state: dict[str, Tensor] | None = None
 
     def bind(self, callback: StepCallback) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoint import mid_epoch
 from ..checkpoint.atomic import remove_leftover, unfinished
 from ..checkpoint.mid_epoch import Header, PartEntries, RankPart
-from ..checkpoint.retention import prune_mid_epoch
+from ..checkpoint.retention import newest_checkpoint, prune_mid_epoch
 from ..checkpoint.table import StateCopy
 from ..errors import UserError
 from ..ranks import agree_over, gather_objects, is_first_rank
@@ -45,26 +45,35 @@ class AsyncCheckpointer:
         *,
         keep: int,
         in_background: bool,
+        resumed: Path | None,
     ):
         """checkpoints: the folder of all. describe: what there is to save now, this rank's part copied to the CPU.
 
-        keep: how many of the newest stay. in_background: train on while --save-every writes.
+        keep: how many of the newest stay. in_background: train on while --save-every writes. resumed: the folder that
+        the run goes on from, if it is one of these.
         """
         self.checkpoints, self.describe, self.trigger = checkpoints, describe, trigger
         self.keep, self.in_background = keep, in_background
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._running: _Save | None = None
+        self._unproven = resumed  # the newest folder, until a good step shows that its model can go on
         self._removal: Future[None] | None = None
 
-    def at_boundary(self, progress: Progress) -> None:
-        """Do what it is time for (collective). Raises Preempted on every rank if a signal has come to any."""
+    def at_boundary(self, progress: Progress, last_step_is_good: bool) -> None:
+        """Do what it is time for (collective). Raises Preempted on every rank if a signal has come to any.
+
+        After a bad step nothing is saved, nor removed: both wait for the next good one, and so does the end of the run.
+        """
         decision = self.trigger.decide(progress, self._is_written())
         if self._running is not None and decision.written:
             self._finish(self._running)
-        if decision.stop:
+        if self._running is None and self._unproven is not None and last_step_is_good:
+            agree_over(self.trigger.group, self._retire, self._unproven)
+            self._unproven = None
+        if decision.stop and last_step_is_good:
             folder = self.save(progress)
             raise Preempted(f"a signal asked this run to end: it is saved in {folder}, and --resume latest goes on")
-        if decision.save and self._running is None:
+        if decision.save and last_step_is_good and self._running is None:
             save = self._begin(progress)
             if not self.in_background:
                 self._finish(save)
@@ -75,10 +84,25 @@ class AsyncCheckpointer:
         self.finish()
         return self._finish(self._begin(progress))
 
+    def save_before(self, progress: Progress, bad_steps: int) -> str:
+        """Save what was trained before bad steps, in which nothing moved (collective); in words, where it is."""
+        if progress.global_step - bad_steps > self.trigger.last_step:
+            return f"the state before them is in {self.save(progress)}"
+        self.finish()
+        return f"nothing was trained before them since {newest_checkpoint(self.checkpoints) or 'the start'}"
+
     def finish(self) -> None:
         """Wait for a save that is being written (collective)."""
         if self._running is not None:
             self._finish(self._running)
+
+    def end(self) -> None:
+        """The run has ended with a good step: wait for what is being written, and remove old ones (collective)."""
+        self.finish()
+        if self._unproven is not None:
+            agree_over(self.trigger.group, self._retire, self._unproven)
+        if self._removal is not None:
+            self._removal.result()
 
     def _is_written(self) -> bool:
         return self._running is not None and self._running.entries.done()
@@ -90,13 +114,13 @@ class AsyncCheckpointer:
         if self._removal is not None:
             self._removal.result()  # it may be of a folder of the same name
         agree_over(self.trigger.group, remove_leftover, unfinished(folder))
-        header, part = self.describe(progress)
+        header, part = agree_over(self.trigger.group, self.describe, progress)
         entries = self._thread.submit(mid_epoch.write_part, part, folder, header.layout.world_size)
         self._running = _Save(folder, header, part.state, entries)
         return self._running
 
     def _finish(self, save: _Save) -> Path:
-        """Wait until every rank has written its part, then let rank 0 complete the folder and remove old ones."""
+        """Wait until every rank has written its part, then let rank 0 complete the folder."""
         self._running = None
         group = self.trigger.group
         try:
@@ -106,14 +130,18 @@ class AsyncCheckpointer:
             if is_first_rank():
                 shutil.rmtree(unfinished(save.folder), ignore_errors=True)
             raise
+        self._unproven = save.folder
         return save.folder
 
     def _complete(self, save: _Save, entries: list[PartEntries]) -> None:
         if is_first_rank():
             mid_epoch.complete(save.folder, save.header, save.state, entries)
             logging.info(f"saved in {save.folder}")
+
+    def _retire(self, newest: Path) -> None:
+        if is_first_rank():
             # In the thread: removing many GB takes a parallel file system seconds.
-            self._removal = self._thread.submit(_remove, prune_mid_epoch(save.folder, self.keep))
+            self._removal = self._thread.submit(_remove, prune_mid_epoch(newest, self.keep))
 
 
 def _remove(folders: list[Path]) -> None:

@@ -54,7 +54,8 @@ class SaveTrigger:
     ):
         """start: where the run begins or goes on."""
         self.interval, self.signals, self.group = interval, signals, group
-        self._last_time, self._last_step = time.monotonic(), start.global_step
+        self._last_time = time.monotonic()
+        self.last_step = start.global_step  # of the run when it was saved last, or began
         self._answers: torch.Tensor | None = None
         self._work: dist.Work | None = None
 
@@ -82,7 +83,7 @@ class SaveTrigger:
 
     def saving(self, progress: Progress) -> None:
         """A save begins: the next one is due an interval later."""
-        self._last_time, self._last_step = time.monotonic(), progress.global_step
+        self._last_time, self.last_step = time.monotonic(), progress.global_step
 
     def _own(self, written: bool) -> tuple[bool, bool, bool]:
         seconds = self.interval.seconds if is_first_rank() else None
@@ -91,4 +92,4 @@ class SaveTrigger:
 
     def _due_by_steps(self, step: int) -> bool:
         every = self.interval.steps
-        return every is not None and step // every > self._last_step // every
+        return every is not None and step // every > self.last_step // every

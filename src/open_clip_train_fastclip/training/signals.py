@@ -1,10 +1,14 @@
-"""SIGUSR1 and SIGTERM ask a run to save and to end; they are noted, and looked at between two steps."""
+"""Signals that ask a run to save and to end; they are noted, and looked at between two steps."""
 
+import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
-PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# A batch system's, an operator's, Ctrl-C's, and a terminal's that is closed.
+PREEMPTION_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+IGNORED_STAYS = (signal.SIGINT, signal.SIGHUP)  # nohup and shells in the background ask for that
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
@@ -13,7 +17,7 @@ class Preempted(Exception):
 
 
 class PreemptionSignals:
-    """Which signal has come first, if any; later ones are ignored, also while the run saves."""
+    """Which signal has come first, if any; later ones are ignored, also in a save, but for a second Ctrl-C."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -22,7 +26,8 @@ class PreemptionSignals:
     def watch(self) -> None:
         """Note the signals from now on instead of dying of them."""
         for number in PREEMPTION_SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            if number not in IGNORED_STAYS or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
 
     def unwatch(self) -> None:
         """Let the signals do what they did before watch()."""
@@ -32,6 +37,19 @@ class PreemptionSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # the next one ends the process at once
+        if number == signal.SIGHUP:
+            _leave_terminal()
+
+
+def _leave_terminal() -> None:
+    """What is written to a terminal that is closed raises an error, in the bar's thread as well."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def ignore_signals(worker: int = 0) -> None:

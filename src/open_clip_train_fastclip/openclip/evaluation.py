@@ -1,0 +1,72 @@
+"""OpenCLIP's evaluation: on rank 0 alone, and without harm to the training if it fails."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import UserError, named_line
+from ..ranks import gather_objects, gloo_group
+from .run_args import has_evaluation_data, has_training_data
+
+LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
+
+
+class Evaluation:
+    """The evaluations of a run."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Collective."""
+        self.args = args
+        self.group = gloo_group(LIMIT) if has_evaluation_data(args) else None
+        self.failures: list[str] = []
+
+    def run(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """stock(*args, **kwargs), on rank 0 alone; the others wait for it without --dist-timeout running out.
+
+        In training its failure is a line in the log, since the checkpoint of the epoch is still to be saved.
+        """
+        failure, metrics = None, {}
+        try:
+            metrics = stock(*args, **kwargs)
+        except Exception as error:  # what an image library, a tokenizer or a full GPU may raise is not one kind
+            failure = named_line(error)
+            logging.debug(failure, exc_info=True)
+        failure = gather_objects(failure, self.group)[0]
+        if failure:
+            self.failures.append(failure)
+            if not has_training_data(self.args):
+                self.require_success()
+            if self.args.rank == 0:
+                logging.error(f"the evaluation failed ({failure}): the epoch is saved, and the run goes on")
+        return metrics
+
+    def require_success(self) -> None:
+        """Raise UserError, the same on all ranks, if an evaluation has failed."""
+        if self.failures:
+            trained = "; the training is complete and saved" if has_training_data(self.args) else ""
+            raise UserError(
+                f"the evaluation failed ({self.failures[0]}): mend the data that it reads, or leave them out{trained}",
+                on_all_ranks=True,
+            )
+
+    def wait(self) -> None:
+        """As long as rank 0 has logs to send. It waits for the others in the next collective, for --dist-timeout."""
+        if self.group is not None:
+            work = dist.broadcast(torch.zeros(1), 0, self.group, async_op=True)
+            if work is not None and self.args.rank != 0:
+                work.wait()
+
+
+def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[int | float]:
+    """How many of logits [n, classes] have their target [n] among the first k, for each k.
+
+    OpenCLIP's own makes a number of an array of one entry, which numpy 2.4 and newer refuse.
+    """
+    hits = output.topk(max(topk)).indices == target[:, None]
+    return [hits[:, :k].sum().item() for k in topk]
