@@ -1,10 +1,13 @@
 """Ctrl-C and a closed terminal: the run saves and ends, as for SIGTERM; a second Ctrl-C ends it at once."""
 
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -99,6 +102,7 @@ def test_what_nohup_ignores_stays_ignored(number):
 def test_a_terminal_that_is_closed(csv, tmp_path):
     """The bar and the log lines have nowhere to go then, and the run saves all the same."""
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # a bar needs room
     argv = [sys.executable, "-m", "open_clip_train_fastclip.main", *flags(csv, tmp_path, "--loss", "fastclip-v3")]
     process = subprocess.Popen(
         argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
