@@ -54,14 +54,23 @@ continues=
 for complete in "$run"/checkpoints/{*.pt,epoch_*_step_*[0-9]/index.json}; do
     [[ ! -e $complete ]] || continues=1
 done
+# --resume FILE is where a run starts. Once it has checkpoints of its own the same command, or a restart of the job,
+# continues those; another FILE is passed on, and the training command refuses a name that is taken.
+file_of_start=$(value_of --resume "" "$@")
+[[ $file_of_start != latest ]] || file_of_start=
+if [[ -n $continues && -n $file_of_start ]] && { ((${SLURM_RESTART_COUNT:-0} > 0)) ||
+    [[ $file_of_start == "$(cat "$run/resumed_from" 2>/dev/null)" ]]; }; then
+    say "$name started from $file_of_start and goes on from its own checkpoints"
+    file_of_start=
+fi
 for argument in "$@"; do
     # a fresh state is for the start alone: what follows continues the run's own checkpoints
-    [[ -n $continues && $argument == --fastclip-fresh-state ]] || given+=("$argument")
+    [[ -n $continues && -z $file_of_start && $argument == --fastclip-fresh-state ]] || given+=("$argument")
 done
 flags+=("${given[@]}" --loss "$loss")
-if [[ -n $continues || -z $(value_of --resume "" "$@") ]]; then
+if [[ -z $file_of_start ]]; then
     flags+=(--resume latest)
-elif [[ -f $run/job && -f $run/out.log ]]; then
+elif [[ -z $continues && -f $run/job && -f $run/out.log ]]; then
     # --resume FILE is no restart for the training command, which refuses a name that has a log
     mv "$run/out.log" "$run/out-before-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}.log"
 fi
@@ -74,6 +83,7 @@ if [[ -n $other && $other != "$SLURM_JOB_ID" && $(squeue -h -j "$other" -o %T 2>
     die "job $other is training $name now: wait for it, scancel it, or give another --name"
 fi
 echo "$SLURM_JOB_ID" >"$run/job"
+[[ -z $file_of_start ]] || echo "$file_of_start" >"$run/resumed_from"
 
 # How many starts in a row found no checkpoint that is newer than the start before; kept in a file of that start's time.
 idle_file=$run/idle_starts

@@ -268,6 +268,20 @@ def test_after_scancel_submitting_again_continues(cluster, shards, started, undi
     assert_same_end(cluster, "cancelled", undisturbed)
 
 
+def test_a_file_to_resume_is_the_start_and_another_one_is_not_overridden(cluster, shards, undisturbed):
+    first, second = (cluster.checkpoints("undisturbed") / f"epoch_{epoch}.pt" for epoch in (2, 3))
+    job = cluster.train("tuned", *shards(0), "--resume", first, "--fastclip-fresh-state", "--stop-epochs", "1")
+    job.ends("COMPLETED")
+    assert f"loaded checkpoint '{first}'" in (cluster.folder / "logs" / "tuned" / "out.log").read_text()
+    job = cluster.train("tuned", *shards(0), "--resume", first, "--fastclip-fresh-state", "--stop-epochs", "1")
+    job.ends("COMPLETED")
+    assert f"tuned started from {first} and goes on from its own checkpoints" in job.output
+    assert "epochs done: 1 of 1" in job.output
+    job = cluster.train("tuned", *shards(0), "--resume", second)
+    job.ends("FAILED", 40)
+    assert "out.log exists: give another --name, or --resume latest" in job.output.strip().split("\n")[-1]
+
+
 def test_two_jobs_at_once_have_ports_of_their_own_and_all_their_cpus(cluster, pair):
     ports = []
     for job in pair.values():
