@@ -1,4 +1,4 @@
-"""`make soak`: kills runs at random moments and resumes them; prints a table of what became of each.
+"""`make soak`: ends runs at random moments and resumes them; prints a table of what became of each.
 
 python tests/support/soak.py [--kills 20] [--seed N]
 """
