@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import signal
 import sys
 
@@ -66,7 +65,9 @@ def _say(text: str) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    from .openclip.environment import rank_of_process
+
+    return dist.get_rank() if dist.is_initialized() else rank_of_process()
 
 
 def console() -> None:

@@ -38,6 +38,7 @@ from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
 from . import checkpoints, checks, register_models, resume, run_args, schedules, settings
 from .checkpoints import EpochCheckpoints, RunState
+from .environment import check_environment
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
@@ -82,6 +83,7 @@ class Run:
 
     def init_distributed_device(self, stock: Callable[..., Any], args: argparse.Namespace) -> Any:
         """The process group, then all checks that need nothing built, agreed on by all ranks."""
+        check_environment(args)
         device = stock(args)
         if run_args.has_evaluation_data(args):
             self.evaluation_group = gloo_group(EVALUATION_LIMIT)
@@ -140,7 +142,7 @@ class Run:
 
     def create_model_and_transforms(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
         """The model with its temperature handed to the loss (or frozen): out of DDP and of the optimizer."""
-        model, preprocess_train, preprocess_val = stock(*args, **kwargs)
+        model, preprocess_train, preprocess_val = agree(checks.build_model, stock, self.args, *args, **kwargs)
         if self.model is None:  # a second one would be a teacher
             self.model = model
             agree(checks.check_model, model, self.args)
@@ -151,6 +153,7 @@ class Run:
                 model.logit_scale.data.fill_(math.log(1 / temperature))
             if run_args.is_fastclip(self.args) or self.args.freeze_temperature:
                 model.logit_scale.requires_grad_(False)
+            agree(checks.check_locks, model, self.args)
         return model, preprocess_train, preprocess_val
 
     def pt_load(self, stock: Callable[..., Any], file_path: str, map_location: Any = None) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def _check(args: argparse.Namespace, processes_per_node: int) -> list[str]:
         except Exception as error:  # such as text towers that other packages build
             return [*findings, f"name and disk not checked: {args.model} cannot be sized ({one_line(error)})"]
     checks.check_model(model, args)
+    checks.check_locks(model, args)
     done = _check_resume(args, model)
     if not run_args.has_training_data(args):
         return [*findings, "evaluation only"]
