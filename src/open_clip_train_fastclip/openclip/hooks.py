@@ -43,6 +43,7 @@ from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
+from .torch_logs import torch_log_levels_kept
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
@@ -98,6 +99,11 @@ class Run:
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
             agree(check_shards, args.val_data, "--val-data")
         return device
+
+    def setup_logging(self, stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """OpenCLIP's handlers and levels, but for torch's loggers."""
+        with torch_log_levels_kept():
+            stock(*args, **kwargs)
 
     def torch_of_distributed(self, stock: Any) -> View:
         """torch as OpenCLIP's distributed module sees it: process groups get --dist-timeout."""

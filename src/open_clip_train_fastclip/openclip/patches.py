@@ -62,6 +62,7 @@ PARSER = Patch("open_clip_train.params", "argparse", (), "parse_args() builds it
 PARSE_ARGS = Patch(MAIN, "parse_args", ("args",), IN_MAIN)
 PATCHES = (
     Patch(MAIN, "init_distributed_device", ("args",), f"{IN_MAIN}, first after the flags"),
+    Patch(MAIN, "setup_logging", ("log_file", "level"), f"{IN_MAIN}, once"),
     Patch("open_clip_train.distributed", "torch", (), "init_distributed_device() makes the process group through it",
           method="torch_of_distributed"),
     Patch(MAIN, "torch", (), "main() saves through torch.save and wraps through torch.nn.parallel, found here",
