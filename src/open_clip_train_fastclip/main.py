@@ -11,12 +11,14 @@ import torch.distributed as dist
 from .errors import EXIT_FAILED, EXIT_USER_ERROR, UserError, one_line, user_message
 from .training.signals import EXIT_PREEMPTED, Preempted, ignore_signals
 
-# What is said of a peer that is gone or does not come. gloo (transport/tcp/pair.cc, unbound_buffer.cc): "Connection closed
-# by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting 1800000ms for recv operation", "Application
-# timeout caused pair closure", "Connect timeout". torch's store (TCPStore.cpp, socket.cpp): "Connection was likely
-# closed", "wait timeout after 300000ms", "client socket has timed out". torch of NCCL (ProcessGroupNCCL.cpp,
-# NCCLUtils.cpp): "Watchdog caught collective operation timeout", "before timing out", "communicator was aborted". NCCL
-# (init.cc, socket.cc): "remote process exiting prematurely", "Connection closed by remote peer".
+# What is said of a peer that is gone or does not come.
+# gloo (pair.cc, unbound_buffer.cc): "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out
+# waiting 1800000ms for recv operation", "Application timeout caused pair closure", "Connect timeout"
+# torch's store (TCPStore.cpp, socket.cpp): "Connection was likely closed", "wait timeout after 300000ms", "client
+# socket has timed out"
+# torch of NCCL (ProcessGroupNCCL.cpp, NCCLUtils.cpp): "Watchdog caught collective operation timeout", "before timing
+# out", "communicator was aborted"
+# NCCL (init.cc, socket.cc): "remote process exiting prematurely", "Connection closed by remote peer"
 LOST_RANK = re.compile(
     r"connection (was likely )?closed|connection (was )?reset|connection refused|broken pipe|connect timeout"
     r"|(application|operation|wait|NCCL) timeout|timed out|timing out|communicator was aborted|remote process exit",

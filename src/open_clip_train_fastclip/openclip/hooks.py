@@ -43,6 +43,7 @@ from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
+from .temperature import check_temperature, settle_temperature
 from .torch_logs import torch_log_levels_kept
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
@@ -228,7 +229,9 @@ class Run:
         config = self._config(self.data.num_samples, start.steps_per_epoch * args.full_epochs)
         self.loss = FastCLIPLoss(config, device=args.device)
         if self.resumed is not None and self.resumed.state is not None:
+            agree(check_temperature, self.resumed.state[1], args)
             index = load_state(self.loss, self.resumed.state[0], self.data.identity)
+            settle_temperature(self.loss, args)
             # not the stored step, since another number of ranks has other steps an epoch
             self.loss.step = start.global_step
             then, now = index["global_batch_size"], run_args.global_batch_size(args)

@@ -18,6 +18,7 @@ from . import checks, register_models, run_args
 from .hooks import Run
 from .patches import applied
 from .resume import latest_checkpoint, load_checkpoint
+from .temperature import check_temperature
 
 
 def findings(flags: list[str], processes: int, processes_per_node: int) -> list[str]:
@@ -73,7 +74,9 @@ def _check_resume(args: argparse.Namespace, model: Any) -> int:
         path = latest_checkpoint(args.checkpoint_path, args.save_most_recent)
     if not path or "://" in str(path):
         return 0
-    _, contents = load_checkpoint(_mapped, str(path), args, model)
+    resumed, contents = load_checkpoint(_mapped, str(path), args, model)
+    if resumed is not None and resumed.state is not None:
+        check_temperature(resumed.state[1], args)
     return int(contents.get("epoch", 0))
 
 

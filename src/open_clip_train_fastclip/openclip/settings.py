@@ -63,8 +63,9 @@ def resolve(args: argparse.Namespace) -> None:
 
     Sets loss; siglip; opt, and lr, beta1, beta2, eps where a timm optimizer left them empty; full_epochs (the horizon
     of all schedules) and epochs (lowered by --stop-epochs); data_size (None with position ids); temperature (of
-    --loss clip, else None); fastclip (field of FastCLIPConfig: value, only what the user or --fastclip has set); and
-    fastclip_notes, lines to log once logging is set up. Raises UserError that names the flags and the cure.
+    --loss clip, else None); fastclip (field of FastCLIPConfig: value, only what the user or --fastclip has set);
+    temperature_given, whether it has a temperature of the user's; and fastclip_notes, lines to log once logging is set
+    up. Raises UserError that names the flags and the cure.
     """
     args.fastclip_notes = []
     given = {field: vars(args).pop(flag[2:].replace("-", "_")) for field, flag in CONFIG_FLAGS.items()}
@@ -73,6 +74,7 @@ def resolve(args: argparse.Namespace) -> None:
     args.siglip = args.loss == "siglip"
     _choose_optimizer(args)
     args.temperature = given.pop("temperature", None) if args.loss == "clip" else None
+    args.temperature_given = "temperature" in given
     args.fastclip = _choose_settings(args, given)
     args.full_epochs = args.epochs
     if args.stop_epochs == -1:
@@ -198,6 +200,8 @@ def config_from_args(
     """
     _check_stored(stored or {})
     settings = {"rho": default_rho(args.loss, global_batch_size), **(stored or {}), **args.fastclip}
+    if stored and "temperature" in stored and not args.temperature_given:  # but by --fastclip
+        settings["temperature"] = stored["temperature"]
     model_defaults = get_default_params(args.model)
     if args.opt.lower() == "adamw":
         model_defaults = {key: getattr(args, key) for key in model_defaults}
