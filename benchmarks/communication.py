@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.loss.collectives import ALL_GATHER
 from open_clip_train_fastclip.loss.config import LOSSES
 
 from .harness.network import ASSUMPTIONS, SETTINGS, Collective, projections, table_memory
@@ -54,9 +55,9 @@ def recorded(calls: list[tuple[str, int, int]]):
         calls.append(("all-gather", tensor.nbytes, sum(t.nbytes for t in tensors)))
         return real["all_gather"](tensors, tensor, *args, **kwargs)
 
-    def all_gather_into_tensor(output, tensor, *args, **kwargs):
+    def all_gather_single(output, tensor, *args, **kwargs):
         calls.append(("all-gather", tensor.nbytes, output.nbytes))
-        return real["all_gather_into_tensor"](output, tensor, *args, **kwargs)
+        return real[ALL_GATHER](output, tensor, *args, **kwargs)
 
     def all_reduce(tensor, *args, **kwargs):
         calls.append(("all-reduce", tensor.nbytes, tensor.nbytes))
@@ -71,7 +72,7 @@ def recorded(calls: list[tuple[str, int, int]]):
     def refused(*_, **__):
         raise RuntimeError("a collective that this benchmark does not count")
 
-    replaced = dict(zip(COUNTED, (all_gather, all_gather_into_tensor, all_reduce, reduce_scatter), strict=True))
+    replaced = dict(zip(COUNTED, (all_gather, all_gather_single, all_reduce, reduce_scatter), strict=True))
     with ExitStack() as stack:
         for name in (*COUNTED, *UNCOUNTED):
             stack.enter_context(patch.object(dist, name, replaced.get(name, refused)))
@@ -79,7 +80,7 @@ def recorded(calls: list[tuple[str, int, int]]):
         yield
 
 
-COUNTED = ("all_gather", "all_gather_into_tensor", "all_reduce", "reduce_scatter")
+COUNTED = ("all_gather", ALL_GATHER, "all_reduce", "reduce_scatter")
 UNCOUNTED = ("all_to_all", "all_to_all_single", "broadcast", "gather", "reduce", "reduce_scatter_tensor", "scatter")
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import multiprocessing
-import os
+import re
 import signal
 import sys
 
@@ -10,6 +10,20 @@ import torch.distributed as dist
 
 from .errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, one_line, user_message
 from .training.signals import EXIT_PREEMPTED, Preempted, ignore_signals
+
+# What is said of a peer that is gone or does not come.
+# gloo (pair.cc, unbound_buffer.cc): "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out
+# waiting 1800000ms for recv operation", "Application timeout caused pair closure", "Connect timeout"
+# torch's store (TCPStore.cpp, socket.cpp): "Connection was likely closed", "wait timeout after 300000ms", "client
+# socket has timed out"
+# torch of NCCL (ProcessGroupNCCL.cpp, NCCLUtils.cpp): "Watchdog caught collective operation timeout", "before timing
+# out", "communicator was aborted"
+# NCCL (init.cc, socket.cc): "remote process exiting prematurely", "Connection closed by remote peer"
+LOST_RANK = re.compile(
+    r"connection (was likely )?closed|connection (was )?reset|connection refused|broken pipe|connect timeout"
+    r"|(application|operation|wait|NCCL) timeout|timed out|timing out|communicator was aborted|remote process exit",
+    re.IGNORECASE,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,11 +66,13 @@ def _explained(error: Exception) -> tuple[int | None, str]:
             f"error on rank {_rank()}: a process that loads data was killed ({one_line(error)}): it often means that "
             "the memory is full, so lower --workers or --batch-size and go on with --resume latest"
         )
-    # gloo raises a bare RuntimeError
-    if is_runtime_error and dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in text.lower()):
+    if is_runtime_error and _is_of_lost_rank(error):
+        # NCCL's own words stand below torch's account of where it was told
+        _, _, last = text.partition("Last error:")
+        why = last.strip().splitlines()[0] if last.strip() else one_line(error)
         return EXIT_FAILED, (
             "error: another rank ended, or kept this one waiting for longer than --dist-timeout: see what the first "
-            f"rank to end says ({one_line(error)})"
+            f"rank to end says ({why})"
         )
     if isinstance(error, ValueError) and "loaded state dict" in text:
         return EXIT_USER_ERROR, (
@@ -66,12 +82,21 @@ def _explained(error: Exception) -> tuple[int | None, str]:
     return None, ""
 
 
+def _is_of_lost_rank(error: Exception) -> bool:
+    """Whether a backend says that a peer went away or did not come, and not that it was used wrongly."""
+    # gloo raises a bare RuntimeError, whose text begins with the place in its source
+    of_backend = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    return of_backend and LOST_RANK.search(str(error)) is not None
+
+
 def _say(text: str) -> None:
     print(f"open-clip-train-fastclip: {text}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    from .openclip.environment import rank_of_process
+
+    return dist.get_rank() if dist.is_initialized() else rank_of_process()
 
 
 def console() -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.14 gave it another name, and warns of the old one
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+
 
 class Collectives:
     """The ranks of torch.distributed's default group, or one rank when it is not initialised."""
@@ -22,7 +25,7 @@ class Collectives:
             return local
         local = local.contiguous()
         everything = local.new_empty(self.world_size * local.shape[0], *local.shape[1:])
-        dist.all_gather_into_tensor(everything, local)
+        getattr(dist, ALL_GATHER)(everything, local)
         return everything
 
     def start_sum(self, local: Tensor) -> Callable[[], Tensor]:

@@ -47,6 +47,7 @@ TAU_MIN, TAU_MAX = 0.01, 1.0  # the range that OpenCLIP's clamp of logit_scale t
 GAMMA_FACTOR, GAMMA_POWER = 4.177, -0.7265  # of the default of gamma, over the epochs
 PUBLISHED_BATCH = 1024  # global batch of the runs whose rho was published
 LEAST_DEFAULT_RHO = 1.0
+MOST_EPOCHS, MOST = 2**31 - 1, 1e30  # a factor up to MOST, and what it is multiplied by, is finite in float32
 BY_LOSS: Any = None  # a field that __post_init__ fills with the default of the loss
 
 
@@ -149,11 +150,11 @@ class FastCLIPConfig:
         require(self.num_samples >= 1, "num_samples", "the data set needs at least one sample")
         require(0 < self.gamma <= 1, "gamma", "it must be in (0, 1]; 1 switches the memory of u off")
         require_one_of("gamma_schedule", GAMMA_SCHEDULES)
-        require(self.gamma_decay_epochs >= 1, "gamma_decay_epochs", "it must be 1 epoch or more")
-        require(0 <= self.rho < math.inf, "rho", "it must be 0 or more")
+        require(1 <= self.gamma_decay_epochs <= MOST_EPOCHS, "gamma_decay_epochs", f"it must be in [1, {MOST_EPOCHS}]")
+        require(0 <= self.rho <= MOST, "rho", f"it must be 0 or more, up to {MOST:g}")
         require(0 < self.eps < 1, "eps", "it must be in (0, 1), for example 1e-14")
         require(TAU_MIN <= self.temperature <= TAU_MAX, "temperature", f"it must be in [{TAU_MIN}, {TAU_MAX}]")
-        require(0 <= self.tau_lr < math.inf, "tau_lr", "it must be 0 or more")
+        require(0 <= self.tau_lr <= MOST, "tau_lr", f"it must be 0 or more, up to {MOST:g}")
         require_one_of("tau_lr_schedule", TAU_LR_SCHEDULES)
         require(
             not (self.individual_tau and self.tau_lr_schedule == "step_thresh"),

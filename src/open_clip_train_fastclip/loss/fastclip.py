@@ -5,22 +5,26 @@ C columns of the per-sample table. Suffix _b2 and _B2: column 0 belongs to image
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from . import functional
 from .collectives import Collectives
 from .config import GCL_WITHOUT_TAU, RGCL_G, FastCLIPConfig
+from .figures import step_figures
+from .own_tensors import SavedElsewhere
 from .sample_table import SampleTable
 from .schedules import gamma_at
 from .step import Before, Contrast, Step, Update
 from .temperature import GlobalTemperature, move_individual, tau_lr_at
 
 
-class FastCLIPLoss(nn.Module):
+class FastCLIPLoss(SavedElsewhere):
     """SogCLR, iSogCLR and FastCLIP v0 to v3 on L2-normalised features.
 
     Call `start_epoch(epoch)` before each epoch and the module once a step. The value is the objective of the paper
@@ -45,11 +49,10 @@ class FastCLIPLoss(nn.Module):
         self.collectives = Collectives()
         self.table = SampleTable(config, self.collectives)
         self.global_tau = None if config.individual_tau else GlobalTemperature(config)
-        self.register_buffer("visited", torch.zeros((), dtype=torch.int64), persistent=False)
-        mean_tau = torch.tensor(config.temperature, dtype=torch.float64)
-        self.register_buffer("mean_individual_tau", mean_tau, persistent=False)
-        self.register_buffer("usable", torch.ones((), dtype=torch.bool), persistent=False)
-        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.own("visited", torch.zeros((), dtype=torch.int64))
+        self.own("mean_individual_tau", torch.tensor(config.temperature, dtype=torch.float64))
+        self.own("usable", torch.ones((), dtype=torch.bool))
+        self.own("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.step = 0  # steps done, the clock of tau_lr's cosine
         self._last_rows_BC: Tensor | None = None  # new rows of the last step, for metrics()
         self.start_epoch(0)
@@ -77,9 +80,16 @@ class FastCLIPLoss(nn.Module):
         """Value of the objective, 0-d, for features [b, d] and, unless begin_step announced them, ids [b] int64.
 
         Ids that were announced may be passed again: the same tensor, since comparing two on a GPU waits for it.
+        In eval mode and without gradients (torch.no_grad) nothing moves: the value is what a step would have now.
         """
+        if not self.training or not torch.is_grad_enabled():
+            with self._aside(sample_ids):
+                return self._apply_objective(image_features, text_features)
         if sample_ids is not None and not self._announced(sample_ids):
             self._fetch_rows(sample_ids, announced=False)
+        return self._apply_objective(image_features, text_features)
+
+    def _apply_objective(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         if self._step is None:
             raise UserError("the loss does not know the samples of this step: pass sample_ids or call begin_step")
         if image_features.shape != text_features.shape or len(image_features) != len(self._step.ids_b):
@@ -119,22 +129,9 @@ class FastCLIPLoss(nn.Module):
     def metrics(self) -> dict[str, float]:
         """Figures of the last step for a log line: tau, gamma, tau_lr, log u, share of samples visited.
 
-        skipped_steps: how many steps had a non-finite feature, since the loss was made.
+        skipped_steps: how many steps had a feature or gradient that is not finite, since the loss was made.
         """
-        tau = self.temperature
-        figures = {"tau": tau.item(), "gamma": self.gamma, "visited": self.visited.item() / self.config.num_samples}
-        figures["skipped_steps"] = self.skipped_steps.item()
-        if not (self.config.learns_global_tau or self.config.individual_tau):
-            figures["tau_lr"] = 0.0
-        else:
-            figures["tau_lr"] = tau_lr_at(self.config, max(self.step - 1, 0), tau).item()
-        if self._last_rows_BC is not None:
-            log_u = self._last_rows_BC[:, :2]
-            log_u = log_u[log_u.isfinite()]  # a batch with a bad feature may hold unvisited samples
-            figures |= {"log_u_mean": log_u.mean().item(), "log_u_std": log_u.std().item()}
-            if self.config.individual_tau:
-                figures["tau_std"] = self._last_rows_BC[:, 2:4].std().item()
-        return figures
+        return step_figures(self, self._last_rows_BC)
 
     # ---------------------------------------------------------------- Algorithm 1, in order
 
@@ -156,6 +153,20 @@ class FastCLIPLoss(nn.Module):
         ids_B = self.collectives.gather(sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
         last_B, copies_B = functional.last_copies(ids_B)
         self._step = Step(sample_ids, ids_B, last_B, copies_B, self.table.read(ids_B), announced)
+
+    @contextmanager
+    def _aside(self, sample_ids: Tensor | None) -> Iterator[None]:
+        """A step that moves nothing. One that is announced or under way stays, and lends its ids if none are given."""
+        pending = self._step
+        if sample_ids is None and pending is not None:
+            sample_ids = pending.ids_b
+        try:
+            if sample_ids is not None:
+                self._fetch_rows(sample_ids, announced=False)
+                self._current.moves = False
+            yield
+        finally:
+            self._step = pending
 
     def _evaluate(self, image_bd: Tensor, text_bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Value and the gradients of this rank's features, [b, d] each; called without autograd."""
@@ -233,7 +244,7 @@ class FastCLIPLoss(nn.Module):
         global_tau = () if self.global_tau is None else self.global_tau.state
         before = Before(rows_BC, self.visited, self.mean_individual_tau, global_tau)
         update = Update(tau_B2, log_eps_u_B2, self._value(tau_B2, log_eps_u_B2), before)
-        if self.global_tau is not None and c.learns_global_tau:
+        if step.moves and self.global_tau is not None and c.learns_global_tau:
             mean_log_u, mean_log_eps_u = new_BC[:, :2].sum(1).mean(), log_eps_u_B2.sum(1).mean()
             gradient = self.global_tau.gradient(slope / len(new_BC), mean_log_u, mean_log_eps_u)
             self.global_tau.move(gradient, tau_lr_at(c, self.step, self.global_tau.tau()), usable)
@@ -249,6 +260,8 @@ class FastCLIPLoss(nn.Module):
 
     def _update_usable(self, diagonal_B: Tensor, usable: Tensor) -> Tensor:
         """`usable` of the step after a call with this diagonal, given what it was before the call."""
+        if not self._current.moves:
+            return torch.zeros_like(usable)
         self.usable = usable & diagonal_B.isfinite().all()  # any non-finite feature shows in its pair's diagonal
         self.skipped_steps += usable ^ self.usable
         return self.usable
@@ -264,6 +277,8 @@ class FastCLIPLoss(nn.Module):
     def _store(self, old_BC: Tensor, new_BC: Tensor) -> None:
         """Write the new rows and keep the counts of metrics() up to date."""
         step = self._current
+        if not step.moves:
+            return
         self.table.write(step.ids_B, new_BC)
         last_B = step.copies_B > 0
         first_visit_B = torch.isneginf(old_BC[:, 0]) & ~torch.isneginf(new_BC[:, 0])

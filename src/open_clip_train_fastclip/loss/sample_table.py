@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .collectives import Collectives
 from .config import FastCLIPConfig
+from .own_tensors import OwnTensors
 
 U_COLUMNS = ("log_u_image", "log_u_text")
 TAU_COLUMNS = ("tau_image", "tau_text", "tau_m_image", "tau_m_text", "tau_v_image", "tau_v_text")
@@ -18,7 +19,7 @@ def columns_of(config: FastCLIPConfig) -> tuple[str, ...]:
     return U_COLUMNS + TAU_COLUMNS if config.individual_tau else U_COLUMNS
 
 
-class SampleTable(nn.Module):
+class SampleTable(OwnTensors):
     """A table of N samples: log u of both modalities and, with individual temperatures, tau and its Adam moments.
 
     Its rows are split, not copied: rank r of K holds the ids from r * ceil(N/K) on. `rows` has one spare row at the
@@ -40,7 +41,7 @@ class SampleTable(nn.Module):
         empty_row[:2] = -math.inf
         if config.individual_tau:
             empty_row[2:4] = config.temperature
-        self.register_buffer("rows", empty_row.repeat(self.stop - self.start + 1, 1), persistent=False)
+        self.own("rows", empty_row.repeat(self.stop - self.start + 1, 1))
 
     def local(self, column: str) -> Tensor:
         """View of one column for this rank's own ids, [stop - start]."""

@@ -18,6 +18,7 @@ class Step:
     copies_B: Tensor  # at a last copy: how many copies there are; elsewhere 0
     rows: Callable[[], Tensor]  # waits for the old rows [B, C]
     announced: bool  # by begin_step: every call until the next begin_step belongs to it
+    moves: bool = True  # u and tau
     update: "Update | None" = None  # set by the step's first call
 
 

@@ -6,9 +6,10 @@ Symbols (paper, Section 4): A = tau mean_i[d_tau g_1,i / (eps + u_1,i) + d_tau g
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import GCL_WITHOUT_TAU, TAU_MAX, TAU_MIN, FastCLIPConfig
+from .own_tensors import OwnTensors
 from .schedules import cosine_lr_at
 
 GRADIENT_CLAMP = 5.0  # of an individual tau
@@ -26,7 +27,7 @@ def tau_lr_at(config: FastCLIPConfig, step: int, tau: Tensor) -> Tensor:
     return rate
 
 
-class GlobalTemperature(nn.Module):
+class GlobalTemperature(OwnTensors):
     """One temperature for all samples: constant (sogclr, v1) or learned by AdamW without weight decay (v0, v3)."""
 
     NAMES = ("log_inv_tau", "m", "v", "steps")
@@ -39,9 +40,9 @@ class GlobalTemperature(nn.Module):
         super().__init__()
         self.config = config
         dtype = config.table_dtype
-        self.register_buffer("log_inv_tau", torch.tensor(-math.log(config.temperature), dtype=dtype), persistent=False)
+        self.own("log_inv_tau", torch.tensor(-math.log(config.temperature), dtype=dtype))
         for name in self.NAMES[1:]:
-            self.register_buffer(name, torch.zeros((), dtype=dtype), persistent=False)
+            self.own(name, torch.zeros((), dtype=dtype))
 
     def tau(self) -> Tensor:
         """tau in force, a 0-d tensor."""

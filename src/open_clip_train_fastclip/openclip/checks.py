@@ -1,27 +1,22 @@
-"""What is refused, once: contradictions between flags, and names, files, columns and sizes that do not fit."""
+"""What is refused, once, of what the flags name: files, columns, sizes, models. flag_checks.py has the flags alone."""
 
 import argparse
-import difflib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import pandas as pd
+import torch
 
-from ..errors import UserError, one_line
-from ..loss.config import CONSTANT, LOSSES, TAU_MAX, TAU_MIN, losses_with
-from ..training.save_trigger import parse_interval
-from .run_args import (
-    global_batch_size,
-    has_evaluation_data,
-    has_training_data,
-    is_fastclip,
-    is_webdataset,
-    logs_are_written,
-)
+from ..checkpoint.index import INDEX
+from ..errors import UserError, named_line, one_line
+from .run_args import building_flags, global_batch_size, has_evaluation_data, has_training_data, is_fastclip
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -33,165 +28,18 @@ def reading_tables(what: str) -> Iterator[None]:
         raise UserError(f"{what} is no table ({one_line(error)}): check the file", on_all_ranks=True) from None
 
 
-# -------------------------------------------------------------------- flags alone
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    """Raise UserError for the first contradiction in `args`, whose loss is settled; names the flags and the cure."""
-    _check_model_name(args)
-    _check_sizes(args)
-    _check_data_flags(args)
-    _check_saving(args)
-    if args.loss in LOSSES:
-        _check_fastclip(args)
-    elif args.temperature is not None:
-        _require(
-            TAU_MIN <= args.temperature <= TAU_MAX,
-            f"--temperature is {args.temperature}: it must be in [{TAU_MIN}, {TAU_MAX}]",
-        )
-    _require(
-        args.grad_compression == "none" or not args.horovod,
-        "--grad-compression compresses torch's all-reduce, which --horovod replaces: leave one of them out",
-    )
-    _require(
-        args.loss == "clip" or not args.freeze_temperature,
-        f"--freeze-temperature works only with --loss clip, and the loss is {args.loss}: leave it out "
-        f"({' and '.join(losses_with(CONSTANT))} have a constant temperature)",
-    )
-    _require(
-        args.resume or not args.fastclip_fresh_state,
-        "--fastclip-fresh-state works only with --resume: add --resume FILE, or leave it out",
-    )
-    _require(
-        args.resume != "latest" or not args.fastclip_fresh_state,
-        "--fastclip-fresh-state with --resume latest would begin at epoch 0 at every restart: name the file",
-    )
-
-
-def _require(ok: Any, message: str) -> None:
-    if not ok:
-        raise UserError(message)
-
-
-def _check_model_name(args: argparse.Namespace) -> None:
-    if args.model.startswith(("hf-hub:", "local-dir:")):
-        return
-    names = {name.lower(): name for name in open_clip.list_models()}
-    wanted = args.model.replace("/", "-")
-    if wanted not in names.values():
-        near = [names[name] for name in difflib.get_close_matches(wanted.lower(), names, n=3, cutoff=0.5)]
-        cure = f"the nearest are {', '.join(near)}" if near else "open_clip.list_models() names all"
-        raise UserError(f"--model {args.model} is unknown: {cure}")
-
-
-def _check_sizes(args: argparse.Namespace) -> None:
-    for flag, value in (
-        ("--data-size", args.data_size),
-        ("--samples-per-shard", args.samples_per_shard),
-        ("--stop-epochs", args.stop_epochs),
-        ("--batch-size", args.batch_size),
-        ("--accum-freq", args.accum_freq),
-    ):
-        _require(value is None or value >= 1, f"{flag} is {value}: it must be 1 or more")
-    _require(
-        args.lr_scheduler != "const-cooldown" or args.epochs_cooldown is not None,
-        "--lr-scheduler const-cooldown needs --epochs-cooldown: add it",
-    )
-    _require(args.dist_timeout > 0, f"--dist-timeout is {args.dist_timeout}: it must be above 0 seconds")
-    if not args.lr_min:
-        return
-    cosine = args.lr_scheduler == "cosine" and not args.skip_scheduler
-    _require(
-        cosine,
-        "--lr-min is the floor of the cosine, and there is none with --skip-scheduler or --lr-scheduler "
-        f"{args.lr_scheduler}: leave one of them out",
-    )
-    _require(0 <= args.lr_min <= args.lr, f"--lr-min is {args.lr_min}: it must be between 0 and --lr {args.lr}")
-
-
-def _check_data_flags(args: argparse.Namespace) -> None:
-    factors = args.train_data_upsampling_factors
-    if factors is not None and args.train_data:
-        _require(
-            args.dataset_resampled,
-            "--train-data-upsampling-factors works only with --dataset-resampled: add it, or leave the factors out",
-        )
-        sources, given = len(args.train_data.split("::")), len(factors.split("::"))
-        _require(
-            sources == given,
-            f"--train-data-upsampling-factors has {given} factors and --train-data {sources} sources: give one each",
-        )
-    _require(
-        args.dataset_type != "synthetic" or args.train_num_samples,
-        "--dataset-type synthetic needs --train-num-samples: add it",
-    )
-    if args.sample_id == "position" or args.loss not in LOSSES or not has_training_data(args):
-        return
-    _require(
-        args.train_data and is_webdataset(args.train_data, args.dataset_type),
-        "--sample-id json-key needs webdataset shards as --train-data, and the data are rows: leave it out",
-    )
-    _require(args.data_size, "--sample-id json-key needs --data-size, a number above the largest key: add it")
-
-
-def _check_saving(args: argparse.Namespace) -> None:
-    _require(args.keep >= 1, f"--keep is {args.keep}: it must be 1 or more")
-    if args.loss in LOSSES or args.save_every:
-        _require(
-            not args.delete_previous_checkpoint or args.save_frequency <= 1,
-            f"--delete-previous-checkpoint removes a checkpoint one epoch later, and with --save-frequency "
-            f"{args.save_frequency} nothing newer is saved by then: use --save-frequency 1, or leave one of them out",
-        )
-    if args.save_every is None:
-        _require(not args.save_async, "--save-async works only with --save-every: add it, or leave --save-async out")
-        return
-    parse_interval(args.save_every)
-    _require(logs_are_written(args), "--save-every has no place to save to with --logs none: give a folder")
-    _require(
-        has_training_data(args), "--save-every works only in training: add --train-data, or leave --save-every out"
-    )
-    refused = {"--horovod": args.horovod, "--trace": args.trace, "--remote-sync": args.remote_sync}
-    for flag, value in refused.items():
-        _require(not value, f"{flag} does not go with --save-every: leave one of them out")
-
-
-def _check_fastclip(args: argparse.Namespace) -> None:
-    _require(
-        has_training_data(args) or (has_evaluation_data(args) and (args.resume or args.pretrained)),
-        f"--loss {args.loss} needs training data: add --train-data (to evaluate only, give --resume or "
-        "--pretrained, and --val-data or --imagenet-val)",
-    )
-    remote = args.resume and ("://" in args.resume or (args.resume == "latest" and args.remote_sync))
-    _require(
-        not remote,
-        f"--resume {args.resume}: the state of --loss {args.loss} is read from a folder, not from a remote store: "
-        "copy epoch_N.pt and epoch_N.fastclip here and name the .pt",
-    )
-    refused = {
-        "--distill-model": args.distill_model,
-        "--distill-pretrained": args.distill_pretrained,
-        "--horovod": args.horovod,
-        "--trace": args.trace,
-    }
-    for flag, value in refused.items():
-        _require(not value, f"{flag} does not go with --loss {args.loss}: leave it out, or use --loss clip")
-    if args.local_loss or args.gather_with_grad:
-        args.fastclip_notes.append(
-            f"--local-loss and --gather-with-grad are without effect: with --loss {args.loss} every rank always "
-            "computes only its own part"
-        )
-
-
-# -------------------------------------------------------------------- what the flags name
-
-
 def check_before_building(args: argparse.Namespace) -> None:
     """Raise UserError for a taken name, missing files and folders, unreadable tables, or a batch that is too small."""
     _check_name(args)
+    _check_logs(args)
+    if not has_training_data(args) and not has_evaluation_data(args):
+        raise UserError("there are no data: add --train-data, or --val-data or --imagenet-val to evaluate")
     if args.use_bn_sync and args.device.startswith("cpu"):
         raise UserError("--use-bn-sync works on GPUs only, and the device is the CPU: leave it out")
-    if args.resume and args.resume != "latest" and "://" not in args.resume and not os.path.exists(args.resume):
-        raise UserError(f"--resume {args.resume}: there is no such file")
+    _check_gpu(args)
+    _check_pretrained(args)
+    if args.resume and args.resume != "latest" and "://" not in args.resume:
+        _check_resume(Path(args.resume))
     for flag, path in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
         if path and not os.path.isdir(path):
             raise UserError(f"{flag} {path}: there is no such folder")
@@ -211,6 +59,50 @@ def _check_name(args: argparse.Namespace) -> None:
     if log.exists():
         raise UserError(
             f"{log} exists: give another --name, or --resume latest to go on with that run; nothing was changed"
+        )
+
+
+def _check_logs(args: argparse.Namespace) -> None:
+    """Whether main() will be able to make its folder, which it does also with --logs none."""
+    if args.rank != 0 and not args.log_local:
+        return
+    folder = Path(args.logs, args.name or "").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError as error:
+        raise UserError(f"--logs {args.logs}: {folder} takes no folder ({error.strerror}): give another one") from None
+
+
+def _check_gpu(args: argparse.Namespace) -> None:
+    device, gpus = torch.device(args.device), torch.cuda.device_count()
+    if not args.distributed and device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"--device {args.device} on a machine with {gpus} GPUs, which count from cuda:0: name another")
+
+
+def _check_pretrained(args: argparse.Namespace) -> None:
+    model, weights = args.model.replace("/", "-"), args.pretrained
+    if not weights or model.startswith(("hf-hub:", "local-dir:")):  # OpenCLIP takes their own weights
+        return
+    if not open_clip.pretrained.is_pretrained_cfg(model, weights) and not os.path.isfile(weights):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        known = f"whose tags are {', '.join(tags)}" if tags else "which has no tags"
+        raise UserError(f"--pretrained {weights}: there is no such file, nor such a tag of {model}, {known}")
+
+
+def _check_resume(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"--resume {path}: there is no such file")
+    if path.suffix == ".safetensors":
+        raise UserError(f"--resume {path} holds weights alone: start from them with --pretrained {path}")
+    if path.suffix == ".fastclip":
+        raise UserError(f"--resume {path} is the state beside a checkpoint: name {path.with_suffix('.pt')}")
+    if path.is_dir() and not (path / INDEX).exists():
+        found = sorted(path.glob("**/*.pt"), key=lambda file: file.stat().st_mtime)
+        cure = f"such as {found[-1]}" if found else "and there is none in it"
+        raise UserError(
+            f"--resume {path} is a folder: name a checkpoint in it, {cure}, or go on with --name and --resume latest"
         )
 
 
@@ -258,3 +150,40 @@ def check_model(model: Any, args: argparse.Namespace) -> None:
         raise UserError(f"--model {args.model} has a logit_bias, made for --loss siglip: use a model without one")
     if hasattr(model, "text_decoder"):
         raise UserError(f"--model {args.model} is a CoCa model, whose captioning {args.loss} does not train: use CLIP")
+
+
+def build_model(build: Callable[..., T], args: argparse.Namespace, *positional: Any, **keywords: Any) -> T:
+    """build(...), whose failure is a UserError if a flag that says how to build is given."""
+    try:
+        return build(*positional, **keywords)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # weights are of any kind and origin
+        flags = building_flags(args)
+        if not flags:
+            raise
+        raise UserError(
+            f"--model {args.model} cannot be built with {', '.join(flags)} ({named_line(error)}): correct them"
+        ) from None
+
+
+def check_locks(model: Any, args: argparse.Namespace) -> None:
+    """Raise UserError if the towers cannot be locked as the flags say, which is tried, or nothing is left to train."""
+    image = {"unlocked_groups": args.lock_image_unlocked_groups, "freeze_bn_stats": args.lock_image_freeze_bn_stats}
+    text = {"unlocked_layers": args.lock_text_unlocked_layers, "freeze_layer_norm": args.lock_text_freeze_layer_norm}
+    for flag, given, tower, options in (
+        ("--lock-image", args.lock_image, "lock_image_tower", image),
+        ("--lock-text", args.lock_text, "lock_text_tower", text),
+    ):
+        try:
+            if given:
+                getattr(model, tower)(**options)
+        except Exception as error:  # each kind of tower has its own
+            cure = f"leave {flag} out, or its other flags"
+            if flag == "--lock-text" and not args.lock_text_freeze_layer_norm:
+                cure = "add --lock-text-freeze-layer-norm"
+            raise UserError(f"{flag} fails with --model {args.model} ({named_line(error)}): {cure}") from None
+    fixed = {"logit_scale"} if is_fastclip(args) or args.freeze_temperature else set()
+    left = (name for name, value in model.named_parameters() if value.requires_grad and name not in fixed)
+    if has_training_data(args) and not any(left):
+        raise UserError("--lock-image and --lock-text leave nothing to train: leave one of them out")

@@ -38,11 +38,14 @@ from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
 from . import checkpoints, checks, register_models, resume, run_args, schedules, settings
 from .checkpoints import EpochCheckpoints, RunState
+from .environment import check_environment
 from .evaluation import Evaluation, accuracy
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
+from .temperature import check_temperature, settle_temperature
+from .torch_logs import torch_log_levels_kept
 
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
 
@@ -85,6 +88,7 @@ class Run:
 
     def init_distributed_device(self, stock: Callable[..., Any], args: argparse.Namespace) -> Any:
         """The process group, then all checks that need nothing built, agreed on by all ranks."""
+        check_environment(args)
         device = stock(args)
         self.evaluation = Evaluation(args)
         agree(checks.check_before_building, args)
@@ -96,6 +100,11 @@ class Run:
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
             agree(check_shards, args.val_data, "--val-data")
         return device
+
+    def setup_logging(self, stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """OpenCLIP's handlers and levels, but for torch's loggers."""
+        with torch_log_levels_kept():
+            stock(*args, **kwargs)
 
     def torch_of_distributed(self, stock: Any) -> View:
         """torch as OpenCLIP's distributed module sees it: process groups get --dist-timeout."""
@@ -139,7 +148,7 @@ class Run:
 
     def create_model_and_transforms(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
         """The model with its temperature handed to the loss (or frozen): out of DDP and of the optimizer."""
-        model, preprocess_train, preprocess_val = stock(*args, **kwargs)
+        model, preprocess_train, preprocess_val = agree(checks.build_model, stock, self.args, *args, **kwargs)
         if self.model is None:  # a second one would be a teacher
             self.model = model
             agree(checks.check_model, model, self.args)
@@ -150,6 +159,7 @@ class Run:
                 model.logit_scale.data.fill_(math.log(1 / temperature))
             if run_args.is_fastclip(self.args) or self.args.freeze_temperature:
                 model.logit_scale.requires_grad_(False)
+            agree(checks.check_locks, model, self.args)
         return model, preprocess_train, preprocess_val
 
     def pt_load(self, stock: Callable[..., Any], file_path: str, map_location: Any = None) -> dict[str, Any]:
@@ -218,7 +228,9 @@ class Run:
         config = self._config(self.data.num_samples, start.steps_per_epoch * args.full_epochs)
         self.loss = FastCLIPLoss(config, device=args.device)
         if self.resumed is not None and self.resumed.state is not None:
+            agree(check_temperature, self.resumed.state[1], args)
             index = load_state(self.loss, self.resumed.state[0], self.data.identity)
+            settle_temperature(self.loss, args)
             # not the stored step, since another number of ranks has other steps an epoch
             self.loss.step = start.global_step
             then, now = index["global_batch_size"], run_args.global_batch_size(args)

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import UserError
-from .run_args import has_evaluation_data, is_fastclip, is_resumable
+from .run_args import building_flags, has_evaluation_data, is_fastclip, is_resumable
 from .settings import MergedParser
 
 
@@ -62,6 +62,7 @@ PARSER = Patch("open_clip_train.params", "argparse", (), "parse_args() builds it
 PARSE_ARGS = Patch(MAIN, "parse_args", ("args",), IN_MAIN)
 PATCHES = (
     Patch(MAIN, "init_distributed_device", ("args",), f"{IN_MAIN}, first after the flags"),
+    Patch(MAIN, "setup_logging", ("log_file", "level"), f"{IN_MAIN}, once"),
     Patch("open_clip_train.distributed", "torch", (), "init_distributed_device() makes the process group through it",
           method="torch_of_distributed"),
     Patch(MAIN, "torch", (), "main() saves through torch.save and wraps through torch.nn.parallel, found here",
@@ -71,7 +72,8 @@ PATCHES = (
     Patch(MAIN, "copy_codebase", ("args",), IN_MAIN),
     Patch(MAIN, "get_data", ("args", "preprocess_fns", "epoch", "tokenizer"), IN_MAIN),
     Patch(MAIN, "create_model_and_transforms", ("model_name",), f"{IN_MAIN}, before DDP and the optimizer",
-          lambda args: is_fastclip(args) or args.freeze_temperature or args.temperature is not None or args.resume),
+          lambda args: is_fastclip(args) or args.freeze_temperature or args.temperature is not None or args.resume
+          or building_flags(args) or args.lock_image or args.lock_text),
     Patch(MAIN, "cosine_lr", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
           lambda args: args.lr_min > 0 or args.full_epochs != args.epochs),
     Patch(MAIN, "const_lr", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,

@@ -18,6 +18,7 @@ from . import checks, register_models, run_args
 from .hooks import Run
 from .patches import applied
 from .resume import find_latest, load_checkpoint
+from .temperature import check_temperature
 
 
 def findings(flags: list[str], processes: int, processes_per_node: int) -> list[str]:
@@ -49,6 +50,7 @@ def _check(args: argparse.Namespace, processes_per_node: int) -> list[str]:
         except Exception as error:  # such as text towers that other packages build
             return [*findings, f"name and disk not checked: {args.model} cannot be sized ({one_line(error)})"]
     checks.check_model(model, args)
+    checks.check_locks(model, args)
     done = _check_resume(args, model)
     if not run_args.has_training_data(args):
         return [*findings, "evaluation only"]
@@ -70,7 +72,9 @@ def _check_resume(args: argparse.Namespace, model: Any) -> int:
     path = find_latest(args) if args.resume == "latest" else args.resume
     if not path or "://" in str(path):
         return 0
-    _, contents = load_checkpoint(_mapped, str(path), args, model)
+    resumed, contents = load_checkpoint(_mapped, str(path), args, model)
+    if resumed is not None and resumed.state is not None:
+        check_temperature(resumed.state[1], args)
     return int(contents.get("epoch", 0))
 
 

@@ -39,3 +39,14 @@ def global_batch_size(args: argparse.Namespace) -> int:
 def is_webdataset(path: str, dataset_type: str) -> bool:
     """Whether OpenCLIP reads `path` as shards."""
     return dataset_type == "webdataset" or (dataset_type == "auto" and path.endswith(".tar"))
+
+
+BUILDING_FLAGS = (  # they say how the model is built, and may ask for what it does not have
+    "--pretrained", "--pretrained-image", "--force-image-size", "--force-context-length", "--force-patch-dropout",
+    "--force-custom-text", "--torchscript",
+)  # fmt: skip
+
+
+def building_flags(args: argparse.Namespace) -> list[str]:
+    """Those of BUILDING_FLAGS that are given."""
+    return [flag for flag in BUILDING_FLAGS if getattr(args, flag[2:].replace("-", "_"))]

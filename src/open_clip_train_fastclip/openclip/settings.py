@@ -1,6 +1,6 @@
 """The command line: FastCLIP's flags inside OpenCLIP's own parser, and what they resolve to.
 
-flags.py and released_flags.py are the tables of our flags and of the released code's; checks.py refuses what
+flags.py and released_flags.py are the tables of our flags and of the released code's; flag_checks.py refuses what
 contradicts itself.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import timm.optim
 from open_clip_train.params import get_default_params
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..loss.config import ALGORITHMS, CONSTANT, LOSSES, FastCLIPConfig, default_rho
-from . import checks, released_flags
+from . import flag_checks, released_flags
 from .flags import CONFIG_FLAGS, FLAGS
 
 
@@ -33,7 +33,12 @@ class MergedParser(argparse.ArgumentParser):
             if "type" in options:
                 options = {"metavar": "N" if options["type"] is int else "X", **options}
             self._ours.add(group.add_argument(*spellings, help=flag.help, **options))
-        return super().parse_args(args, namespace)
+        try:
+            return super().parse_args(args, namespace)
+        except UserError:
+            raise
+        except (ValueError, SyntaxError) as error:  # OpenCLIP's own action for --aug-cfg
+            raise UserError(f"--aug-cfg takes NAME=VALUE pairs ({one_line(error)}): correct it") from None
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         # An abbreviation that OpenCLIP understands keeps its meaning; ours come second.
@@ -42,6 +47,14 @@ class MergedParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # One line, printed once by main(), without the usage, which is a page long here.
+        _, _, words = message.partition("unrecognized arguments: ")
+        if words and not words.startswith("-"):
+            names = words.split()
+            others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            message = (
+                f"unrecognized arguments: {' '.join(names[:3])}{others}: if the shell has made several words of one "
+                "pattern, quote it, as '{00000..00331}.tar'"
+            )
         raise UserError(f"{message} (--help lists all flags)")
 
 
@@ -50,8 +63,9 @@ def resolve(args: argparse.Namespace) -> None:
 
     Sets loss; siglip; opt, and lr, beta1, beta2, eps where a timm optimizer left them empty; full_epochs (the horizon
     of all schedules) and epochs (lowered by --stop-epochs); data_size (None with position ids); temperature (of
-    --loss clip, else None); fastclip (field of FastCLIPConfig: value, only what the user or --fastclip has set); and
-    fastclip_notes, lines to log once logging is set up. Raises UserError that names the flags and the cure.
+    --loss clip, else None); fastclip (field of FastCLIPConfig: value, only what the user or --fastclip has set);
+    temperature_given, whether it has a temperature of the user's; and fastclip_notes, lines to log once logging is set
+    up. Raises UserError that names the flags and the cure.
     """
     args.fastclip_notes = []
     given = {field: vars(args).pop(flag[2:].replace("-", "_")) for field, flag in CONFIG_FLAGS.items()}
@@ -60,13 +74,14 @@ def resolve(args: argparse.Namespace) -> None:
     args.siglip = args.loss == "siglip"
     _choose_optimizer(args)
     args.temperature = given.pop("temperature", None) if args.loss == "clip" else None
+    args.temperature_given = "temperature" in given
     args.fastclip = _choose_settings(args, given)
     args.full_epochs = args.epochs
     if args.stop_epochs == -1:
         args.stop_epochs = None
     if args.data_size == -1:
         args.data_size = None
-    checks.check_flags(args)
+    flag_checks.check_flags(args)
     if args.stop_epochs is not None:
         args.epochs = min(args.stop_epochs, args.epochs)
     if args.data_size is not None and args.sample_id == "position":
@@ -185,6 +200,8 @@ def config_from_args(
     """
     _check_stored(stored or {})
     settings = {"rho": default_rho(args.loss, global_batch_size), **(stored or {}), **args.fastclip}
+    if stored and "temperature" in stored and not args.temperature_given:  # but by --fastclip
+        settings["temperature"] = stored["temperature"]
     model_defaults = get_default_params(args.model)
     if args.opt.lower() == "adamw":
         model_defaults = {key: getattr(args, key) for key in model_defaults}
