@@ -66,7 +66,8 @@ def numbered_loader(train_data, manifest=None, sample_id="position", num_samples
     info = stock_loader(train_data, **changed)
     num_samples = num_samples or manifest.num_samples
     known = manifest if sample_id == "position" else None
-    info.position = rebuild(info.dataloader, known, num_samples, SEED, info.shared_epoch)
+    per_epoch = changed["train_num_samples"]
+    info.position = rebuild(info.dataloader, known, num_samples, SEED, info.shared_epoch, per_epoch)
     return info
 
 

@@ -109,19 +109,26 @@ def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest 
     else:
         assert manifest is not None  # read_shard_sizes() has made it
         num_samples, identity = manifest.num_samples, manifest.identity
-    position = rebuild(dataloader, manifest, num_samples, args.seed, train.shared_epoch)
+    per_epoch = args.train_num_samples or get_dataset_size(args.train_data)[0]
+    position = rebuild(dataloader, manifest, num_samples, args.seed, train.shared_epoch, per_epoch)
     dataloader.pipeline[0].worker_init_fn = ignore_signals
     return TrainingData(dataloader, position, num_samples, identity)
 
 
 def rebuild(
-    dataloader: Any, manifest: ShardManifest | None, num_samples: int, seed: int, shared_epoch: SharedEpoch
+    dataloader: Any,
+    manifest: ShardManifest | None,
+    num_samples: int,
+    seed: int,
+    shared_epoch: SharedEpoch,
+    per_epoch: int | None = None,
 ) -> DataPosition:
     """Make OpenCLIP's webdataset loader yield (images, texts, ids [b] int64, position); what keeps track of these.
 
     The ids are below num_samples: positions in the shards of the manifest or, without one, the number under "key" in
     the sample's json, or else the sample's own key. seed and shared_epoch, OpenCLIP's counter, seed the draws of
-    shards, the shuffle of samples and the augmentations. Call it before the loader is iterated.
+    shards, the shuffle of samples and the augmentations. per_epoch: as in DataPosition. Call it before the loader is
+    iterated.
 
     A sample that cannot be decoded is skipped with a warning and its id stays unused; an error while a shard is read
     ends that shard with a warning. The loader raises UserError for an id that does not fit, and for a worker whose
@@ -152,7 +159,7 @@ def rebuild(
         batch: stream.batches,
     }
     stages[:] = [replacements.get(stage, stage) for stage in stages]
-    return DataPosition(stream, num_samples, batch.args[0], loader.num_workers)
+    return DataPosition(stream, num_samples, batch.args[0], loader.num_workers, per_epoch)
 
 
 def seed_order(stages: list[Any], seed: int, shared_epoch: SharedEpoch) -> None:
