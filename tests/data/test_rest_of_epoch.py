@@ -20,6 +20,7 @@ from open_clip_train.data import SharedEpoch, detshuffle2
 from open_clip_train_fastclip.data.manifest import ShardManifest
 from open_clip_train_fastclip.data.position import DataPosition, resume_position
 from open_clip_train_fastclip.data.stream import ID, ORDINAL, SampleStream
+from open_clip_train_fastclip.data.tally import Tally
 
 EPOCH, SEED = 1, 3
 
@@ -52,7 +53,7 @@ def position_on(layout, manifest, per_epoch):
         return ({ID: id_} for id_ in manifest.ids[shard["url"]])
 
     batch = wds.batched(layout.batch_size, partial=False)
-    stream = SampleStream([shards, shuffle], read_shard, batch, manifest, SEED, shared_epoch, layout.workers)
+    stream = SampleStream([shards, shuffle], read_shard, batch, manifest, SEED, shared_epoch, layout.workers, Tally(0))
     return DataPosition(stream, manifest.num_samples, layout.batch_size, layout.workers, per_epoch)
 
 

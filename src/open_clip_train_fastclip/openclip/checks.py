@@ -97,6 +97,7 @@ def _check_sizes(args: argparse.Namespace) -> None:
         args.lr_scheduler != "const-cooldown" or args.epochs_cooldown is not None,
         "--lr-scheduler const-cooldown needs --epochs-cooldown: add it",
     )
+    _require(0 <= args.max_unusable <= 1, f"--max-unusable is {args.max_unusable}: it is a share, from 0 to 1")
     _require(args.dist_timeout > 0, f"--dist-timeout is {args.dist_timeout}: it must be above 0 seconds")
     if not args.lr_min:
         return

@@ -42,6 +42,7 @@ from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
+from .usable import watch
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
@@ -56,6 +57,8 @@ class Run:
     def __init__(self) -> None:
         self.signals = PreemptionSignals()
         self.manifest: ShardManifest | None = None
+        self.val_shards: list[str] = []
+        self.check_last_epoch: Callable[[], None] = lambda: None  # raises UserError if it left too much out
         self.model: Any = None
         self.resumed: ResumedRun | None = None
         self.data: TrainingData | None = None  # of a run that can be saved inside an epoch
@@ -94,7 +97,7 @@ class Run:
         if args.train_data and run_args.is_webdataset(args.train_data, args.dataset_type):
             self.manifest = read_shard_sizes(args)
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
-            agree(check_shards, args.val_data, "--val-data")
+            self.val_shards = check_shards(args.val_data, "--val-data", args.skip_broken_shards)
         return device
 
     def torch_of_distributed(self, stock: Any) -> View:
@@ -169,6 +172,7 @@ class Run:
                 logging.info(note)
         with checks.reading_tables("--train-data or --val-data"):
             data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        watch(data, args, self.manifest, self.val_shards)
         train = data.get("train")
         if train is None:
             return data
@@ -182,6 +186,7 @@ class Run:
             if run_args.logs_are_written(args):
                 self.signals.watch()
         train.dataloader = self.batches or ProgressBatches(train.dataloader, loop, epoch, self._trace())
+        self.check_last_epoch = getattr(train.dataloader.dataloader, "check", self.check_last_epoch)
         return data
 
     def _trace(self) -> Trace | None:
@@ -299,6 +304,7 @@ class Run:
         if dist.is_initialized():
             self._wait_for_rank_0()  # it may still have logs to send
             dist.barrier()
+        self.check_last_epoch()
 
     def _wait_for_rank_0(self) -> None:
         """As long as its evaluation takes. It waits for the others in the next collective, for --dist-timeout."""
