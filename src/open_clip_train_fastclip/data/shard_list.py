@@ -1,6 +1,5 @@
 """The shards that --train-data names: which they are, where they lie, whether they can be read, how many are needed."""
 
-import logging
 import os
 import re
 import tarfile
@@ -13,7 +12,7 @@ from webdataset.gopen import gopen_schemes, rewrite_url
 from webdataset.shardlists import expand_urls
 
 from ..errors import UserError
-from ..ranks import agree, gather_objects, is_first_rank, rank_share
+from ..ranks import agree, gather_objects, rank_share
 
 MOST_NAMED = 10  # shards in one line
 THREADS = 16  # a network file system is slow to answer, but answers many at once
@@ -42,9 +41,6 @@ class Problem(NamedTuple):
     what: str
     cure: str
 
-    def __str__(self) -> str:
-        return f"{self.what}: {self.cure}"
-
 
 def expand_shards(data: str, flag: str = "--train-data") -> list[str]:
     """The shards that OpenCLIP makes of a flag's value (`{00000..00331}.tar`, `::`), in order, repetitions included."""
@@ -61,7 +57,7 @@ def check_shards(data: str, flag: str = "--train-data", skip_broken: bool = Fals
     """expand_shards(), of which local ones are opened: each must begin and end as a tar file does.
 
     Collective: the ranks split this work. Raises UserError that names the broken shards and the cure; skip_broken:
-    leave them out with a warning instead.
+    leave them out instead.
     """
     urls = agree(expand_shards, data, flag)
     found = gather_objects(agree(_problems, rank_share(list(dict.fromkeys(urls)))))
@@ -70,20 +66,20 @@ def check_shards(data: str, flag: str = "--train-data", skip_broken: bool = Fals
 
 def without_broken(urls: list[str], problems: Mapping[str, Problem], skip_broken: bool) -> list[str]:
     """The urls that have no problem. Raises UserError for the others or, with skip_broken, if all have one."""
-    if not problems:
-        return urls
     shards = list(dict.fromkeys(urls))
-    first, *others = [problems[url] for url in shards if url in problems]
-    if others:
-        more = len(others) + 1 - MOST_NAMED
-        named = "; ".join([first.what, *(problem.what for problem in others[: MOST_NAMED - 1])])
-        what = f"of {len(urls):,} shards, {len(others) + 1:,} cannot be used: {named}"
-        first = Problem(what + (f"; and {more:,} more" if more > 0 else ""), first.cure)
-    if not skip_broken or len(problems) == len(shards):
-        raise UserError(f"{first}, as --skip-broken-shards does", on_all_ranks=True)
-    if is_first_rank():
-        logging.warning(f"--skip-broken-shards leaves out {len(problems):,} of {len(shards):,} shards: {first.what}")
+    broken = [problems[url] for url in shards if url in problems]
+    if broken and (not skip_broken or len(broken) == len(shards)):
+        what = some([problem.what for problem in broken], "; ")
+        if len(broken) > 1:
+            what = f"of {len(shards):,} shards, {len(broken):,} cannot be used: {what}"
+        raise UserError(f"{what}: {broken[0].cure}, as --skip-broken-shards does", on_all_ranks=True)
     return [url for url in urls if url not in problems]
+
+
+def some(names: list[str], separator: str = ", ", more: int = 0) -> str:
+    """The first MOST_NAMED of names, and how many others there are; more: that are not among them."""
+    more += max(0, len(names) - MOST_NAMED)
+    return separator.join([*names[:MOST_NAMED], *([f"and {more:,} more"] if more else [])])
 
 
 def _problems(urls: list[str]) -> dict[str, Problem]:

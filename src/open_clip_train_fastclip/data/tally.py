@@ -5,6 +5,7 @@ Each worker publishes its counts with every batch in memory that it shares with 
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing import Array, Value
@@ -14,13 +15,15 @@ import torch.utils.data
 from webdataset.utils import pytorch_worker_info
 
 from ..errors import UserError, named_line
+from .shard_list import MOST_NAMED, some
 
-MOST_NAMED = 10  # shards in a line, and lines about single samples and shards of a worker
+MOST_WARNINGS = 10  # of a worker about single samples and shards
 MOST_REASONS = 20  # that are told apart
 MOST_UNREADABLE = 10  # shards in a row
 BARREN_SHARDS, BARREN_SAMPLES = 100, 1000  # without one usable sample
 MOST_SECONDS_TO_WAIT = 3
-SLOT = 1 << 16  # bytes
+SLOT = 1 << 18  # bytes; the bounds above keep a worker's counts below it
+ENCODING = "utf-8", "surrogatepass"  # of what is published: names of files may be no UTF-8
 IMAGE_ENDINGS = ("jpg", "png", "jpeg", "webp")
 IMAGE, CAPTION = "jpg, png, jpeg or webp", "txt"
 CURE = (
@@ -73,9 +76,10 @@ class Counts:
         self.examples.setdefault(why, example)
 
     def reasons(self) -> str:
-        """Why samples were left out, the most frequent reason first, with one of them."""
-        ordered = sorted(self.left_out.items(), key=lambda item: -item[1])
-        return f"{', '.join(f'{n:,} {why}' for why, n in ordered)}; for one, {self.examples[ordered[0][0]]}"
+        """Why samples were left out, the most frequent reasons first, with one of them."""
+        ordered = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        reasons = [f"{samples:,} {why}" for why, samples in ordered]
+        return f"{some(reasons)}; for one, {self.examples[ordered[0][0]]}"
 
     @property
     def cure(self) -> str:
@@ -96,14 +100,14 @@ class Counts:
         if self.short:
             shards = [f"{name} ({samples:,} of {recorded:,})" for name, (samples, recorded) in self.short.items()]
             lines.append(
-                f"{len(self.short) + self.more_short:,} shards hold fewer samples than their sizes.json, *_stats.json "
-                f"or earlier count says, so the epoch is too long: {_some(shards, self.more_short)}"
+                f"{len(shards) + self.more_short:,} of the shards hold fewer samples than sizes.json, *_stats.json or "
+                f"an earlier count says, so the epoch is too long: {some(shards, more=self.more_short)}"
             )
         if self.broken:
             shards = [f"{name} ({why})" for name, why in self.broken.items()]
             lines.append(
-                f"{len(self.broken) + self.more_broken:,} shards could not be read to their end: "
-                f"{_some(shards, self.more_broken)}"
+                f"{len(shards) + self.more_broken:,} of the shards could not be read to their end: "
+                f"{some(shards, more=self.more_broken)}"
             )
         return lines
 
@@ -146,7 +150,7 @@ class Tally:
         for slot in self._slots:
             with slot.get_lock():
                 published = slot.value
-            epoch, counts = json.loads(published) if published else (0, {})
+            epoch, counts = json.loads(published.decode(*ENCODING)) if published else (0, {})
             if epoch == self._epoch.value:
                 total.add(Counts(**counts))
         return total
@@ -175,14 +179,16 @@ class Tally:
 
     def reading_failed(self, url: str, error: Exception, files: int) -> None:
         """See tar_files.Failures. Raises UserError if nothing came of many shards in a row."""
-        self.warn(f"shard {url}: reading failed ({error!r}); the rest of this shard is left out")
-        self._count_shard(self._counts.broken, url, _short(named_line(error)))
+        command = re.search(r": exit (-?\d+) \(read\)", str(error))  # of a command that fetches, as webdataset says it
+        why = f"its command ended with exit code {command[1]}" if command else _short(named_line(error))
+        self.warn(f"shard {url}: reading failed ({why}); the rest of this shard is left out")
+        self._count_shard(self._counts.broken, url, why)
         if files:
             return
         self._unreadable += 1
         if self._unreadable >= MOST_UNREADABLE:
             raise UserError(
-                f"{MOST_UNREADABLE} shards in a row could not be read, the last of them {url} ({named_line(error)}): "
+                f"{MOST_UNREADABLE} shards in a row could not be read, the last of them {url} ({why}): "
                 "see to the disk, the address or the network, and go on with --resume latest"
             )
 
@@ -219,16 +225,16 @@ class Tally:
         """Let the training process know."""
         worker = torch.utils.data.get_worker_info()
         slot = self._slots[0 if worker is None else worker.id]
-        published = json.dumps([self._counted, asdict(self._counts)]).encode()
+        published = json.dumps([self._counted, asdict(self._counts)], ensure_ascii=False).encode(*ENCODING)
         with slot.get_lock():
             slot.value = published
 
     def warn(self, text: str) -> None:
         """A warning about one sample or shard; from the eleventh on the counts must do."""
         self._warnings += 1
-        if self._warnings < MOST_NAMED:
+        if self._warnings < MOST_WARNINGS:
             logging.warning(text)
-        elif self._warnings == MOST_NAMED:
+        elif self._warnings == MOST_WARNINGS:
             logging.warning(f"{text} (more like this are only counted, and told at the epoch's end)")
 
     def too_few(self) -> UserError:
@@ -246,8 +252,3 @@ class Tally:
 
 def _short(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:150]}...{text[-147:]}"
-
-
-def _some(shards: list[str], more: int) -> str:
-    more += max(0, len(shards) - MOST_NAMED)
-    return ", ".join(shards[:MOST_NAMED]) + (f" and {more:,} more" if more else "")

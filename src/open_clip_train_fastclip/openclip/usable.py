@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from webdataset.tariterators import group_by_keys
 
 from ..data.checked_loader import CheckedLoader, EvaluationLoader, no_evaluation
 from ..data.manifest import ShardManifest, read_all_sizes
+from ..data.shard_list import some
 from ..data.tally import Tally, name_of, why_unusable
 from ..data.tar_files import shard_files
 from ..errors import named_line
@@ -124,7 +126,7 @@ def watch(
     train, evaluation = data.get("train"), data.get("val")
     if train is not None and train.shared_epoch is not None:
         if args.skip_broken_shards and manifest is not None:
-            keep_shards(train.dataloader, manifest.listed)
+            keep_shards(train.dataloader, manifest.listed, "--train-data")
         if not run_args.is_resumable(args):
             shards = train.dataloader.pipeline[0].dataset.pipeline[0].urls
             # what the epoch's length was made of
@@ -132,15 +134,18 @@ def watch(
             tally = _watch_stages(train.dataloader, recorded, args.workers, is_train=True)
             train.dataloader = checked(train.dataloader, tally, args, train.shared_epoch)
     if evaluation is not None and val_shards:
-        keep_shards(evaluation.dataloader, val_shards)
+        keep_shards(evaluation.dataloader, val_shards, "--val-data")
         tally = _watch_stages(evaluation.dataloader, {}, args.workers, is_train=False)
         agree(_require_usable, evaluation.dataloader, tally)
         evaluation.dataloader = EvaluationLoader(evaluation.dataloader, tally)
 
 
-def keep_shards(dataloader: Any, listed: Iterable[str]) -> None:
+def keep_shards(dataloader: Any, listed: Iterable[str], flag: str) -> None:
     """Let OpenCLIP's loader read only these of its shards, with the factors that it draws them by."""
     shards, kept = dataloader.pipeline[0].dataset.pipeline[0], set(listed)
+    broken = [url for url in dict.fromkeys(shards.urls) if url not in kept]
+    if broken and is_first_rank():
+        logging.warning(f"--skip-broken-shards leaves out {len(broken):,} shards of {flag}: {some(broken)}")
     weights = getattr(shards, "weights", None)
     if weights is not None:
         shards.weights = [weight for url, weight in zip(shards.urls, weights, strict=True) if url in kept]
