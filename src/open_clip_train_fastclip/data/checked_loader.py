@@ -54,15 +54,19 @@ class CheckedLoader:
 
     def _check_so_far(self) -> None:
         total = self._total()
-        if total.unused > self.max_unusable * (self.num_samples + total.unused):
+        if self._are_too_many(total):
             raise UserError(f"epoch {self.epoch()}: {self._too_many(total)}", on_all_ranks=True)
 
     def _end_epoch(self) -> None:
         total = self._total()
         for finding in total.findings() if is_first_rank() else ():
             logging.warning(f"epoch {self.epoch()}: {finding}")
-        if total.share > self.max_unusable:
+        if self._are_too_many(total):
             self._refusal = f"epoch {self.epoch()}, which is trained and saved: {self._too_many(total)}"
+
+    def _are_too_many(self, total: Counts) -> bool:
+        """Whether they are too many of an epoch in which all others are used."""
+        return total.unused > self.max_unusable * (self.num_samples + total.unused)
 
     def _too_many(self, total: Counts) -> str:
         return (

@@ -51,11 +51,6 @@ class Counts:
         """Samples that were left out."""
         return sum(self.left_out.values())
 
-    @property
-    def share(self) -> float:
-        """Of the samples that were looked at, how many were left out."""
-        return self.unused / max(1, self.unused + self.used)
-
     def add(self, other: "Counts") -> None:
         """Count the other's, too."""
         self.used += other.used
