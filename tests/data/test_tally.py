@@ -56,7 +56,9 @@ def test_workers_and_ranks_add_up(as_worker):
     total.add(tally.total())
     unused, short, broken = total.findings()
     assert "6 of 26 samples that were read were not used: 6 without txt (png found); for one, shard a.tar" in unused
-    assert short.startswith("2 of the shards hold fewer samples") and short.endswith("0.tar (6 of 8), 1.tar (6 of 9)")
+    assert short.startswith("2 of the shards hold another number of samples") and short.endswith(
+        "0.tar (6 of 8), 1.tar (6 of 9)"
+    )
     assert broken == "1 of the shards could not be read to their end: b.tar (OSError: no network)"
     tally.begin()
     assert tally.total() == Counts() and Counts().findings() == []
@@ -87,10 +89,11 @@ def test_a_shard_that_is_read_again_counts_once():
     for _ in range(3):
         tally.begin_pass()
         tally.end_shard("a.tar", 3, 4)
+        tally.end_shard("b.tar", 5, 4)
         tally.end_shard("full.tar", 4, 4)
         tally.end_shard("of unknown size.tar", 4, None)
         tally.publish()
-    assert tally.total().short == {"a.tar": [3, 4]} and tally.total().more_short == 0
+    assert tally.total().resized == {"a.tar": [3, 4], "b.tar": [5, 4]} and tally.total().more_resized == 0
 
 
 def test_a_worker_warns_ten_times(caplog):

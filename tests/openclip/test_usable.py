@@ -294,7 +294,17 @@ def test_sizes_that_say_more_than_the_shards_hold(loss, tmp_path):
     assert run.ok, run
     at_shard, at_end = (line for line in warned(run) if "00001.tar" in line)
     assert at_shard.endswith("00001.tar: it holds 16 samples, and 40 are recorded for it")
-    assert "epoch 0: 1 of the shards hold fewer samples" in at_end and at_end.endswith("00001.tar (16 of 40)")
+    assert "epoch 0: 1 of the shards hold another number of samples" in at_end and at_end.endswith(
+        "00001.tar (16 of 40)"
+    )
+
+
+def test_sizes_that_say_less_than_the_shards_hold(tmp_path):
+    """Without ids: with them it is an error, since there would be none for the others."""
+    data = make_shards(tmp_path / "data", shards=2, per_shard=16, kinds=PAIR)
+    (tmp_path / "data" / "sizes.json").write_text(json.dumps({"00000.tar": 16, "00001.tar": 8}))
+    run = run_cli(flags_of("clip", data, tmp_path), tmp_path / "out")
+    assert run.ok and [line for line in warned(run) if line.endswith("00001.tar (16 of 8)")], run
 
 
 def test_samples_per_shard_is_no_claim(tmp_path, caplog):

@@ -41,9 +41,9 @@ class Counts:
     examples: dict[str, str] = field(default_factory=dict)  # why: one of them
     shards: int = 0  # that were read
     samples: int = 0  # in these
-    short: dict[str, tuple[int, int]] = field(default_factory=dict)  # shard: samples in it, samples recorded for it
+    resized: dict[str, tuple[int, int]] = field(default_factory=dict)  # shard: samples in it, and recorded for it
     broken: dict[str, str] = field(default_factory=dict)  # shard: why its end could not be read
-    more_short: int = 0  # beyond the MOST_NAMED that are named
+    more_resized: int = 0  # beyond the MOST_NAMED that are named
     more_broken: int = 0
 
     @property
@@ -58,9 +58,9 @@ class Counts:
         self.samples += other.samples
         for why, samples in other.left_out.items():
             self.leave_out(why, other.examples[why], samples)
-        self.short |= other.short
+        self.resized |= other.resized
         self.broken |= other.broken
-        self.more_short += other.more_short
+        self.more_resized += other.more_resized
         self.more_broken += other.more_broken
 
     def leave_out(self, why: str, example: str, samples: int = 1) -> None:
@@ -92,11 +92,12 @@ class Counts:
     def of_shards(self) -> list[str]:
         """Which shards are not as they should be, a line each kind."""
         lines = []
-        if self.short:
-            shards = [f"{name} ({samples:,} of {recorded:,})" for name, (samples, recorded) in self.short.items()]
+        if self.resized:
+            shards = [f"{name} ({samples:,} of {recorded:,})" for name, (samples, recorded) in self.resized.items()]
             lines.append(
-                f"{len(shards) + self.more_short:,} of the shards hold fewer samples than sizes.json, *_stats.json or "
-                f"an earlier count says, so the epoch is too long: {some(shards, more=self.more_short)}"
+                f"{len(shards) + self.more_resized:,} of the shards hold another number of samples than sizes.json, "
+                "*_stats.json or an earlier count says, so the epoch has another length than the data: "
+                f"{some(shards, more=self.more_resized)}"
             )
         if self.broken:
             shards = [f"{name} ({why})" for name, why in self.broken.items()]
@@ -130,7 +131,7 @@ class Tally:
         self._counts, self._counted = Counts(), 0  # this worker's, and the epoch that they are of
         self._used_in_pass = 0
         self._unreadable = 0  # shards in a row
-        self._differing: set[str] = set()  # shards that were counted as short or broken
+        self._told: set[str] = set()  # shards that were counted as resized or broken
         self._warnings = 0
 
     # ---- in the training process
@@ -156,7 +157,7 @@ class Tally:
         """A pass over the worker's shards begins."""
         self._used_in_pass = 0
         if self._counted != self._epoch.value:
-            self._counted, self._counts, self._differing = self._epoch.value, Counts(), set()
+            self._counted, self._counts, self._told = self._epoch.value, Counts(), set()
 
     def used(self, samples: Iterable[Any]) -> Iterator[Any]:
         """Count samples that come to be part of batches."""
@@ -200,19 +201,19 @@ class Tally:
             self._unreadable = 0
         elif not self._counts.samples and self._counts.shards >= BARREN_SHARDS:
             raise self.too_few()
-        if recorded is not None and samples < recorded and _short(url) not in self._counts.broken:
-            if url not in self._differing:
+        if recorded is not None and samples != recorded and _short(url) not in self._counts.broken:
+            if url not in self._told:
                 self.warn(f"shard {url}: it holds {samples:,} samples, and {recorded:,} are recorded for it")
-            self._count_shard(self._counts.short, url, (samples, recorded))
+            self._count_shard(self._counts.resized, url, (samples, recorded))
 
     def _count_shard(self, named: dict[str, Any], url: str, what: Any) -> None:
-        if url in self._differing:  # in an earlier pass of the epoch
+        if url in self._told:  # in an earlier pass of the epoch
             return
-        self._differing.add(url)
+        self._told.add(url)
         if len(named) < MOST_NAMED:
             named[_short(url)] = what
-        elif named is self._counts.short:
-            self._counts.more_short += 1
+        elif named is self._counts.resized:
+            self._counts.more_resized += 1
         else:
             self._counts.more_broken += 1
 

@@ -7,6 +7,7 @@ import re
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from webdataset.gopen import gopen
@@ -66,10 +67,7 @@ def shard_files(shards: Iterable[dict[str, Any]], failures: Failures) -> Iterato
         url, files = shard["url"], 0
         for is_last_try in (True,) if local_path(url) is not None else (False, True):
             try:
-                tar = tarfile.open(fileobj=gopen(url), mode="r|*", **TAR_OPTIONS)
-                for member in members(tar):
-                    content: Any = tar.extractfile(member)
-                    file = {"fname": member.name, "data": content.read(), "__url__": url}
+                for file in _files(url):
                     files += 1
                     yield file
             except Exception as error:  # what a command, a decompressor and a disk raise is not one kind
@@ -78,3 +76,13 @@ def shard_files(shards: Iterable[dict[str, Any]], failures: Failures) -> Iterato
                     continue
                 failures.reading_failed(url, error, files)
             break
+
+
+def _files(url: str) -> Iterator[dict[str, Any]]:
+    stream: Any = gopen(url)
+    # a command is left to end by itself: closing would wait for it
+    with nullcontext() if local_path(url) is None else stream:
+        tar = tarfile.open(fileobj=stream, mode="r|*", **TAR_OPTIONS)
+        for member in members(tar):
+            content: Any = tar.extractfile(member)
+            yield {"fname": member.name, "data": content.read(), "__url__": url}
