@@ -202,7 +202,7 @@ def test_a_run_goes_on_without_the_samples_that_are_broken(tmp_path):
         files = break_sample(files, number, kind, content)
     path = write_tar(tmp_path / "00000.tar", files)
     flags = [*TINY, "--loss", "fastclip-v3", "--train-data", path, "--logs", tmp_path, "--name", "run"]
-    run = run_cli([*flags, "--workers", 1], tmp_path / "out")
+    run = run_cli([*flags, "--workers", 1, "--max-unusable", 0.5], tmp_path / "out")
     assert run.ok and "Traceback" not in run.output[0], run
     for number, (name, _) in faults.items():
         named = [line for line in run.output[0].splitlines() if f"shard {path}, sample {number:09d}: skipped" in line]

@@ -8,6 +8,7 @@ from make_data import caption_of
 from open_clip_train import data as openclip_data
 
 from open_clip_train_fastclip.data.rows import attach_row_ids
+from open_clip_train_fastclip.data.tally import Tally
 from open_clip_train_fastclip.openclip.pipeline import manifest_of, rebuild, seed_order
 
 SEED = 7
@@ -66,7 +67,9 @@ def numbered_loader(train_data, manifest=None, sample_id="position", num_samples
     info = stock_loader(train_data, **changed)
     num_samples = num_samples or manifest.num_samples
     known = manifest if sample_id == "position" else None
-    info.position = rebuild(info.dataloader, known, num_samples, SEED, info.shared_epoch)
+    per_epoch = changed["train_num_samples"]
+    tally = Tally(info.dataloader.pipeline[0].num_workers)
+    info.position = rebuild(info.dataloader, known, num_samples, SEED, info.shared_epoch, tally, per_epoch)
     return info
 
 

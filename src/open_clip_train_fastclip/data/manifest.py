@@ -18,7 +18,7 @@ from webdataset.gopen import gopen
 from ..errors import UserError
 from ..ranks import agree, gather_objects, is_first_rank, rank_share
 from .identity import DataIdentity
-from .shard_list import THREADS, check_shards, local_path, shard_name
+from .shard_list import THREADS, Problem, check_shards, local_path, shard_name, without_broken
 from .tar_scan import MOST_SAMPLES, Group, ScanCache, Scanned, scan_shards
 
 
@@ -29,6 +29,7 @@ class ShardManifest:
     listed: tuple[str, ...]  # urls as --train-data gives them, repetitions included
     urls: tuple[str, ...]  # each once, in order
     counts: tuple[int, ...]  # samples of each of urls; --samples-per-shard where that is all that is known
+    bounded: frozenset[str] = frozenset()  # urls of which only --samples-per-shard is known
 
     @property
     def num_samples(self) -> int:
@@ -57,6 +58,12 @@ class ShardManifest:
         return {url: range(self.offsets[url], self.offsets[url] + count) for url, count in sizes}
 
     @cached_property
+    def recorded(self) -> dict[str, int]:
+        """Shard url -> its samples, where they were counted."""
+        sizes = zip(self.urls, self.counts, strict=True)
+        return {url: count for url, count in sizes if url not in self.bounded}
+
+    @cached_property
     def identity(self) -> DataIdentity:
         """Names the data set: file names and sizes of the shards in order."""
         return DataIdentity.of_shards(
@@ -68,33 +75,49 @@ def read_manifest(
     train_data: str,
     group: Group,
     *,
+    skip_broken: bool = False,
     samples_per_shard: int | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> ShardManifest:
     """The manifest of the shards that --train-data names; local shards are checked and, if need be, counted.
 
-    group: the loader's function that makes samples of a tar's files, since these are what counts. A scan is cached
-    beside the shards or, where nothing can be written there, in cache_dir. progress: show the scan on stderr.
-    Collective: the ranks split the work, and a UserError of one is raised on all.
+    group: the loader's function that makes samples of a tar's files, since these are what counts. skip_broken: leave
+    out shards that cannot be read, instead of refusing them. A scan is cached beside the shards or, where nothing can
+    be written there, in cache_dir. progress: show the scan on stderr. Collective: the ranks split the work, and a
+    UserError of one is raised on all.
     """
-    listed = agree(check_shards, train_data)
+    listed = check_shards(train_data, skip_broken=skip_broken)
     urls = list(dict.fromkeys(listed))
     cache = ScanCache(cache_dir)
-    counts = _recorded_on_rank_0(urls, samples_per_shard, cache)
+    counts, bounded = _recorded_on_rank_0(urls, samples_per_shard, cache)
     missing = [url for url in urls if url not in counts]
-    scans = _gather(agree(_scan, rank_share(missing), group, progress))
+    found = _gather(agree(_scan, rank_share(missing), group, progress))
+    scans = {url: scanned for url, scanned in found.items() if isinstance(scanned, Scanned)}
     if scans and is_first_rank():
         cache.write({_path_of(url): scanned for url, scanned in scans.items()})
+    problems = {url: problem for url, problem in found.items() if isinstance(problem, Problem)}
+    listed = without_broken(listed, problems, skip_broken)
     counts |= {url: scanned.samples for url, scanned in scans.items()}
-    manifest = ShardManifest(tuple(listed), tuple(urls), tuple(counts[url] for url in urls))
+    urls = list(dict.fromkeys(listed))
+    manifest = ShardManifest(tuple(listed), tuple(urls), tuple(counts[url] for url in urls), bounded)
     agree(_require_samples, manifest)
     return manifest
 
 
-def _recorded_on_rank_0(urls: list[str], samples_per_shard: int | None, cache: ScanCache) -> dict[str, int]:
+def read_all_sizes(urls: list[str]) -> dict[str, int]:
+    """Shard url -> the size that a sizes.json beside it says, where there is one."""
+    sizes = {place: _read_sizes(place) for place in dict.fromkeys(map(_sizes_place, urls)) if place}
+    found = {url: sizes.get(_sizes_place(url) or "", {}).get(shard_name(url)) for url in urls}
+    return {url: count for url, count in found.items() if count is not None}
+
+
+def _recorded_on_rank_0(
+    urls: list[str], samples_per_shard: int | None, cache: ScanCache
+) -> tuple[dict[str, int], frozenset[str]]:
     """What rank 0 finds recorded, on every rank: one of them reading thousands of small files is enough."""
-    found = [agree(lambda: _recorded(urls, samples_per_shard, cache) if is_first_rank() else {})]
+    nothing: tuple[dict[str, int], frozenset[str]] = {}, frozenset()
+    found = [agree(lambda: _recorded(urls, samples_per_shard, cache) if is_first_rank() else nothing)]
     if dist.is_initialized():
         dist.broadcast_object_list(found)
     return found[0]
@@ -106,11 +129,11 @@ def _path_of(url: str) -> str:
     return path
 
 
-def _scan(urls: list[str], group: Group, progress: bool) -> dict[str, Scanned]:
+def _scan(urls: list[str], group: Group, progress: bool) -> dict[str, Scanned | Problem]:
     return dict(zip(urls, scan_shards(list(map(_path_of, urls)), group, progress), strict=True))
 
 
-def _gather(scans: dict[str, Scanned]) -> dict[str, Scanned]:
+def _gather(scans: dict[str, Scanned | Problem]) -> dict[str, Scanned | Problem]:
     return {url: scanned for share in gather_objects(scans) for url, scanned in share.items()}
 
 
@@ -119,28 +142,33 @@ def _require_samples(manifest: ShardManifest) -> None:
         raise UserError(f"the {len(manifest.urls)} shards hold no sample: correct --train-data or their sizes.json")
 
 
-def _recorded(urls: list[str], samples_per_shard: int | None, cache: ScanCache) -> dict[str, int]:
-    """Sizes that need no scan; local shards without one are left out."""
-    sizes = {place: _read_sizes(place) for place in dict.fromkeys(map(_sizes_place, urls)) if place}
+def _recorded(
+    urls: list[str], samples_per_shard: int | None, cache: ScanCache
+) -> tuple[dict[str, int], frozenset[str]]:
+    """Sizes that need no scan, and the shards of which only --samples-per-shard is known.
 
-    def recorded(url: str) -> int | None:
-        count, path = sizes.get(_sizes_place(url) or "", {}).get(shard_name(url)), local_path(url)
-        if count is not None:
-            return count
-        if path is None:
-            return samples_per_shard
-        count = _img2dataset_count(path)
-        return cache.count(path) if count is None else count
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        counts = dict(zip(urls, pool.map(recorded, urls), strict=True))
-    for url, count in counts.items():
-        if count is None and local_path(url) is None:
+    Local shards without a size are left out.
+    """
+    counts = read_all_sizes(urls)
+    others = [url for url in urls if url not in counts]
+    remote = frozenset(url for url in others if local_path(url) is None)
+    for url in others if samples_per_shard is None else ():
+        if url in remote:
             raise UserError(
                 f"shard {url} is remote and of unknown size: add --samples-per-shard, the most samples that a shard "
                 "holds, or put a sizes.json beside it"
             )
-    return {url: count for url, count in counts.items() if count is not None}
+
+    def recorded(url: str) -> int | None:
+        if url in remote:
+            return samples_per_shard
+        path = _path_of(url)
+        count = _img2dataset_count(path)
+        return cache.count(path) if count is None else count
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = dict(zip(others, pool.map(recorded, others), strict=True))
+    return counts | {url: count for url, count in found.items() if count is not None}, remote
 
 
 def _sizes_place(url: str) -> str | None:

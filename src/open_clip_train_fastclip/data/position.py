@@ -81,9 +81,11 @@ class Source(Protocol):
 class DataPosition:
     """This rank's data inside the running epoch: which samples it has had, and where its workers' streams stand."""
 
-    def __init__(self, source: Source, num_samples: int, batch_size: int, workers: int):
+    def __init__(self, source: Source, num_samples: int, batch_size: int, workers: int, per_epoch: int | None = None):
+        """num_samples: above all ids. per_epoch: samples of an epoch, before the loader rounds them up to batches."""
         self.source = source
         self.num_samples, self.batch_size, self.num_workers = num_samples, batch_size, max(1, workers)
+        self.per_epoch = num_samples if per_epoch is None else per_epoch
         self._begin(epoch=-1)
 
     def _begin(self, epoch: int) -> None:
@@ -163,7 +165,7 @@ def resume_position(
     samples = sum(int(tensors["samples"]) for tensors in saved)
     num_batches: int = dataloader.num_batches
     global_batch_size = position.batch_size * world_size
-    rest = 0 if epoch_is_done else _rest_of_epoch(position, num_batches, global_batch_size, seen, samples)
+    rest = 0 if epoch_is_done else _rest_of_epoch(position, global_batch_size, seen, samples)
     first = max(0, num_batches - rest)
     if position.source.partial_epoch:  # no more batches than there are: the ranks must have equally many
         first = min(num_batches, first + -first % accum_freq)
@@ -178,13 +180,13 @@ def resume_position(
     return first
 
 
-def _rest_of_epoch(
-    position: DataPosition, num_batches: int, global_batch_size: int, seen: SeenSamples, samples: int
-) -> int:
-    """Batches of each rank that the epoch still needs, of which `samples` samples were trained on, repetitions too."""
-    per_epoch = num_batches * global_batch_size
-    rest = per_epoch - samples
-    if position.source.in_order and per_epoch < 2 * seen.num_samples:  # else the epoch has several passes
-        rest = min(seen.num_samples, per_epoch) - len(seen)
+def _rest_of_epoch(position: DataPosition, global_batch_size: int, seen: SeenSamples, samples: int) -> int:
+    """Batches of each rank that the epoch still needs, of which `samples` samples were trained on, repetitions too.
+
+    The loader's own length of an epoch would not do: how far that is rounded up depends on the ranks and workers.
+    """
+    rest = position.per_epoch - samples
+    if position.source.in_order and seen.num_samples <= position.per_epoch < 2 * seen.num_samples:
+        rest = max(rest, seen.num_samples - len(seen))  # a whole pass leaves no sample out, repetitions or not
     rest = max(0, rest)
     return rest // global_batch_size if position.source.partial_epoch else -(-rest // global_batch_size)

@@ -19,6 +19,7 @@ from ..errors import UserError
 from .manifest import ShardManifest
 from .position import IntArray, SeenSamples, WorkerPosition
 from .rng import derived, seed_augmentation
+from .tally import Tally
 
 MAX_CAPTION_BYTES = 16 << 10  # a tokenizer may take hours over one word of a megabyte
 ID, ORDINAL = "__id__", "__ordinal__"  # webdataset leaves entries alone that begin with __
@@ -90,9 +91,11 @@ class SampleStream:
         seed: int,
         shared_epoch: SharedEpoch,
         num_workers: int,
+        tally: Tally,
     ):
         self.shard_stages, self.read_shard, self.batch, self.manifest = shard_stages, read_shard, batch, manifest
         self.seed, self.shared_epoch, self.num_workers = seed, shared_epoch, max(1, num_workers)
+        self.tally = tally
         self.in_order = not hasattr(shard_stages[0], "worker_seed")
         self.resumed: Resumed | None = None
         self.epoch = -1
@@ -164,28 +167,25 @@ class SampleStream:
     def batches(self, samples: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...] | None]:
         """(images, texts, ids [b], position) of one pass; None for each batch that was trained before."""
         self._begin_pass()
+        self.tally.begin_pass()
         now = self.now
         yield from repeat(None, now.placeholders)
-        waiting, used, made = [], 0, 0
+        waiting, made = [], 0
 
         def counted() -> Iterator[tuple[Any, ...]]:
-            nonlocal used
-            for sample in chain(self.carried, samples):
-                used += 1
+            for sample in chain(self.carried, self.tally.used(samples)):
                 waiting.append(sample)
                 yield sample
 
         for *contents, ordinals in self.batch(counted()):
             del waiting[: len(ordinals)]
             made += 1
+            self.tally.publish()
             yield *contents, now.position(int(ordinals[-1]) + 1)
+        self.tally.publish()
         self.carried = waiting if now.slice is not None else []
         if not made and not now.skip and now.slice is None:
-            rank, _, worker, workers = pytorch_worker_info()
-            raise UserError(
-                f"worker {worker + 1} of {workers} on rank {rank} finds {used} usable samples in its shards, less than "
-                "one batch: lower --batch-size or --workers, or look for warnings about shards and samples above"
-            )
+            raise self.tally.too_few()
 
     def resume(self, epoch: int, batches: int, workers: list[WorkerPosition], start: int) -> None:
         """See position.Source."""

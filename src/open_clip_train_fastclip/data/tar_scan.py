@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 import sys
 import tarfile
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from .shard_list import THREADS
+from ..errors import named_line
+from .shard_list import THREADS, Problem
+from .tar_files import TAR_OPTIONS, members
 
 FILE_NAME = "fastclip_sizes.json"
 MOST_SAMPLES = 2**40  # of a shard; more is a mistake in its sizes.json
@@ -36,36 +36,28 @@ class Scanned(NamedTuple):
     mtime_ns: int
 
 
-def scan_shard(path: str, group: Group) -> Scanned:
-    """Count a shard's samples by its tar headers, without reading its files."""
+def scan_shard(path: str, group: Group) -> Scanned | Problem:
+    """Count a shard's samples by its tar headers, without reading its files; a problem if there is no end to them."""
     stat = os.stat(path)
     try:
-        with tarfile.open(path) as tar:
-            count = sum(1 for _ in group(_files(tar)))
+        with tarfile.open(path, **TAR_OPTIONS) as tar:
+            files = ({"fname": member.name, "data": b"not read", "__url__": tar.name} for member in members(tar))
+            count = sum(1 for _ in group(files))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"shard {path} cannot be read to its end ({type(error).__name__}): make it again, or leave it out"
-        ) from None
+        return Problem(
+            f"shard {path} cannot be read to its end ({named_line(error)})", "make it again, or leave it out"
+        )
     return Scanned(count, stat.st_size, stat.st_mtime_ns)
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
-    """The files of a tar that webdataset passes on: regular ones whose names do not begin with __metadata__."""
-    listed: Any = tar
-    for member in tar:
-        listed.members = []  # the list of what was read would take a kilobyte a file
-        if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
-            yield {"fname": member.name, "data": b"not read", "__url__": tar.name}
-
-
-def scan_shards(paths: list[str], group: Group, progress: bool) -> list[Scanned]:
+def scan_shards(paths: list[str], group: Group, progress: bool) -> list[Scanned | Problem]:
     """scan_shard() of each of `paths`, several at a time; progress: show it on stderr."""
     with ThreadPoolExecutor(THREADS) as pool:
         scans = pool.map(lambda path: scan_shard(path, group), paths)
         return list(_shown(scans, len(paths)) if progress else scans)
 
 
-def _shown(scans: Iterable[Scanned], total: int) -> Iterator[Scanned]:
+def _shown(scans: Iterable[Scanned | Problem], total: int) -> Iterator[Scanned | Problem]:
     """A bar on a terminal, a line now and then elsewhere."""
     if sys.stderr.isatty():
         yield from tqdm(scans, "counting samples", total, unit=" shards")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError, named_line
+from ..errors import UserError, named_line, user_message
 from ..ranks import gather_objects, gloo_group
 from .run_args import has_evaluation_data, has_training_data
 
@@ -35,7 +35,7 @@ class Evaluation:
         try:
             metrics = stock(*args, **kwargs)
         except Exception as error:  # what an image library, a tokenizer or a full GPU may raise is not one kind
-            failure = named_line(error)
+            failure = user_message(error) if isinstance(error, UserError) else named_line(error)
             logging.debug(failure, exc_info=True)
         failure = gather_objects(failure, self.group)[0]
         if failure:

@@ -165,6 +165,17 @@ FLAGS = (
         default="-1",
     ),
     Flag(
+        "--max-unusable",
+        "Share of an epoch's samples, from 0 to 1, that may be without a usable image or caption: more of them end the "
+        "run.",
+        {"type": float, "default": 0.05},
+    ),
+    Flag(
+        "--skip-broken-shards",
+        "Leave out local shards that are missing, cut off or damaged, with a warning, instead of refusing them.",
+        {"action": "store_true"},
+    ),
+    Flag(
         "--lr-min",
         "Floor of the cosine of the learning rate, from 0 to --lr.",
         {"type": float, "default": FastCLIPConfig.lr_min},

@@ -46,6 +46,7 @@ from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
 from .temperature import check_temperature, settle_temperature
 from .torch_logs import torch_log_levels_kept
+from .usable import watch
 
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
 
@@ -60,6 +61,8 @@ class Run:
     def __init__(self) -> None:
         self.signals = PreemptionSignals()
         self.manifest: ShardManifest | None = None
+        self.val_shards: list[str] = []
+        self.check_last_epoch: Callable[[], None] = lambda: None  # raises UserError if it left too much out
         self.model: Any = None
         self.resumed: ResumedRun | None = None
         self.data: TrainingData | None = None  # of a run that can be saved inside an epoch
@@ -98,7 +101,7 @@ class Run:
         if args.train_data and run_args.is_webdataset(args.train_data, args.dataset_type):
             self.manifest = read_shard_sizes(args)
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
-            agree(check_shards, args.val_data, "--val-data")
+            self.val_shards = check_shards(args.val_data, "--val-data", args.skip_broken_shards)
         return device
 
     def setup_logging(self, stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
@@ -178,6 +181,7 @@ class Run:
                 logging.info(note)
         with checks.reading_tables("--train-data or --val-data"):
             data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        watch(data, args, self.manifest, self.val_shards)
         train = data.get("train")
         if train is None:
             return data
@@ -191,6 +195,7 @@ class Run:
             if run_args.logs_are_written(args):
                 self.signals.watch()
         train.dataloader = self.batches or ProgressBatches(train.dataloader, loop, epoch, self._trace())
+        self.check_last_epoch = getattr(train.dataloader.dataloader, "check", self.check_last_epoch)
         return data
 
     def _trace(self) -> Trace | None:
@@ -308,6 +313,7 @@ class Run:
             self.evaluation.wait()
             dist.barrier()
         self.evaluation.require_success()
+        self.check_last_epoch()
 
 
 def train(argv: list[str]) -> bool:

@@ -40,6 +40,7 @@ RANGES = {
     "--val-num-samples": Range(0, MOST_SAMPLES),
     "--data-size": SAMPLES,
     "--samples-per-shard": COUNT,
+    "--max-unusable": Range(0, 1),
     "--workers": Range(0, MOST_WORKERS),
     "--batch-size": COUNT,
     "--accum-freq": COUNT,

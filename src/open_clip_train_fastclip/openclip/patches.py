@@ -94,11 +94,10 @@ PATCHES = (
 )  # fmt: skip
 
 
-# Called, not replaced: by pipeline.py, which groups the files of a tar as OpenCLIP does, and by checkpoints.py.
+# Called, not replaced: by usable.py and pipeline.py, which group the files of a tar as OpenCLIP does, and by resume.py.
 USED = (
     Patch(MAIN, "natural_key", ("string_",), ""),
-    Patch("open_clip_train.data", "tarfile_to_samples_nothrow", ("src", "handler"), ""),
-    Patch("open_clip_train.data", "group_by_keys_nothrow", ("data",), ""),
+    Patch("open_clip_train.data", "group_by_keys_nothrow", ("data", "handler"), ""),
 )
 
 

@@ -7,7 +7,6 @@ data.rows.
 
 import argparse
 import functools
-import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +25,12 @@ from ..data.rng import derived
 from ..data.rows import attach_row_ids, rows_identity
 from ..data.shard_list import check_shards, check_shards_for_workers
 from ..data.stream import ID, MAX_CAPTION_BYTES, ORDINAL, Sample, SampleStream
-from ..errors import UserError, named_line
+from ..data.tally import Tally, name_of
+from ..errors import UserError
 from ..ranks import agree
 from ..training.signals import ignore_signals
 from . import run_args
+from .usable import checked, read_shard, select_usable, skip_broken, stage_name
 
 STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
     "tarfile_to_samples_nothrow", "_shuffle", "_select", "_decode", "_rename", "_map_dict", "_to_tuple", "_batched",
@@ -58,18 +59,19 @@ def read_shard_sizes(args: argparse.Namespace) -> ShardManifest | None:
     # OpenCLIP's own losses keep OpenCLIP's count where it has one
     uncounted = args.train_num_samples is None and (run_args.is_fastclip(args) or not _counted(args.train_data))
     manifest = None
-    if by_position or uncounted:
+    if by_position or uncounted or args.skip_broken_shards:
         manifest = manifest_of(
             args.train_data,
+            skip_broken=args.skip_broken_shards,
             samples_per_shard=args.samples_per_shard,
             cache_dir=args.logs if run_args.logs_are_written(args) else None,
             progress=args.rank == 0,
         )
         num_shards = len(manifest.listed)
-        if uncounted:
+        if args.train_num_samples is None:
             args.train_num_samples = manifest.num_listed_samples
     else:
-        num_shards = len(agree(check_shards, args.train_data))
+        num_shards = len(check_shards(args.train_data))
     agree(check_shards_for_workers, num_shards, args.workers, args.world_size, args.dataset_resampled)
     return manifest
 
@@ -109,50 +111,64 @@ def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest 
     else:
         assert manifest is not None  # read_shard_sizes() has made it
         num_samples, identity = manifest.num_samples, manifest.identity
-    position = rebuild(dataloader, manifest, num_samples, args.seed, train.shared_epoch)
+    per_epoch = args.train_num_samples or get_dataset_size(args.train_data)[0]
+    tally = Tally(args.workers)
+    position = rebuild(dataloader, manifest, num_samples, args.seed, train.shared_epoch, tally, per_epoch)
     dataloader.pipeline[0].worker_init_fn = ignore_signals
-    return TrainingData(dataloader, position, num_samples, identity)
+    return TrainingData(checked(dataloader, tally, args, train.shared_epoch), position, num_samples, identity)
 
 
 def rebuild(
-    dataloader: Any, manifest: ShardManifest | None, num_samples: int, seed: int, shared_epoch: SharedEpoch
+    dataloader: Any,
+    manifest: ShardManifest | None,
+    num_samples: int,
+    seed: int,
+    shared_epoch: SharedEpoch,
+    tally: Tally | None = None,
+    per_epoch: int | None = None,
 ) -> DataPosition:
     """Make OpenCLIP's webdataset loader yield (images, texts, ids [b] int64, position); what keeps track of these.
 
     The ids are below num_samples: positions in the shards of the manifest or, without one, the number under "key" in
     the sample's json, or else the sample's own key. seed and shared_epoch, OpenCLIP's counter, seed the draws of
-    shards, the shuffle of samples and the augmentations. Call it before the loader is iterated.
+    shards, the shuffle of samples and the augmentations. tally: counts what is left out. per_epoch: as in DataPosition.
+    Call it before the loader is iterated.
 
     A sample that cannot be decoded is skipped with a warning and its id stays unused; an error while a shard is read
     ends that shard with a warning. The loader raises UserError for an id that does not fit, and for a worker whose
     shards do not fill one batch, which OpenCLIP would read again and again without end.
     """
     loader = dataloader.pipeline[0]
-    stages = loader.dataset.pipeline
-    names = tuple(_stage_name(stage) for stage in stages[-len(STAGES) :])
+    stages, tally = loader.dataset.pipeline, tally or Tally(loader.num_workers)
+    _require_stages(stages)
+    seed_order(stages, seed, shared_epoch)
+    read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
+    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(_read_counted, tally)
+    if manifest is not None:
+        _require_known(stages[0].urls, manifest)
+        reader = functools.partial(_read_numbered, manifest, tally)
+    stream = SampleStream(stages[:2], reader, batch, manifest, seed, shared_epoch, loader.num_workers, tally)
+    short_captions = functools.partial(_with_short_captions, tally)
+    with_id = FilterFunction(to_tuple.f, *to_tuple.args, ID, ORDINAL, **to_tuple.kw)
+    replacements = {
+        read: stream.read,
+        select: lambda samples: short_captions(select_usable(select, tally, stream.leave_shuffle(samples))),
+        decode: functools.partial(skip_broken, decode, tally),
+        transform: functools.partial(skip_broken, transform, tally),
+        to_tuple: with_id if manifest is not None else lambda samples: with_id(_numbered_by_key(samples, num_samples)),
+        batch: stream.batches,
+    }
+    stages[:] = [replacements.get(stage, stage) for stage in stages]
+    return DataPosition(stream, num_samples, batch.args[0], loader.num_workers, per_epoch)
+
+
+def _require_stages(stages: list[Any]) -> None:
+    names = tuple(stage_name(stage) for stage in stages[-len(STAGES) :])
     if names != STAGES:
         raise UserError(
             f"the installed OpenCLIP reads shards in the stages {', '.join(names)}, which this package does not know: "
             "install 'open_clip_torch[training]>=3.3,<4'"
         )
-    seed_order(stages, seed, shared_epoch)
-    read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
-    read_shard: Callable[[Sample], Iterator[Sample]] = _read_shard
-    if manifest is not None:
-        _require_known(stages[0].urls, manifest)
-        read_shard = functools.partial(_read_numbered, manifest)
-    stream = SampleStream(stages[:2], read_shard, batch, manifest, seed, shared_epoch, loader.num_workers)
-    with_id = FilterFunction(to_tuple.f, *to_tuple.args, ID, ORDINAL, **to_tuple.kw)
-    replacements = {
-        read: stream.read,
-        select: lambda samples: _with_short_captions(select(stream.leave_shuffle(samples))),
-        decode: functools.partial(_skip_broken, decode),
-        transform: functools.partial(_skip_broken, transform),
-        to_tuple: with_id if manifest is not None else lambda samples: with_id(_numbered_by_key(samples, num_samples)),
-        batch: stream.batches,
-    }
-    stages[:] = [replacements.get(stage, stage) for stage in stages]
-    return DataPosition(stream, num_samples, batch.args[0], loader.num_workers)
 
 
 def seed_order(stages: list[Any], seed: int, shared_epoch: SharedEpoch) -> None:
@@ -168,42 +184,39 @@ def _rank_and_worker() -> tuple[int, int]:
     return rank, worker
 
 
-def _stage_name(stage: Any) -> str:
-    function = getattr(stage, "f", stage)
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
 def _require_known(urls: Iterable[str], manifest: ShardManifest) -> None:
     unknown = set(urls) - set(manifest.urls)
     if unknown:
         raise UserError(f"shard {min(unknown)} is read but not in the manifest: name the shards without variables")
 
 
-def _read_shard(shard: Sample, **kwargs: Any) -> Iterator[Sample]:
-    """OpenCLIP's reading stage for one shard, since over several it joins the end of one and the start of the next."""
-    samples: Iterator[Sample] = openclip_data.tarfile_to_samples_nothrow(iter([shard]), **kwargs)
-    return samples
+def _read_counted(tally: Tally, shard: Sample) -> Iterator[Sample]:
+    """The samples of a shard of unknown size."""
+    samples = 0
+    for sample in read_shard(tally, shard):
+        samples += 1
+        yield sample
+    tally.end_shard(shard["url"], samples, None)
 
 
-def _read_numbered(manifest: ShardManifest, shard: Sample) -> Iterator[Sample]:
-    """The samples of a shard with their ids."""
-    url = shard["url"]
+def _read_numbered(manifest: ShardManifest, tally: Tally, shard: Sample) -> Iterator[Sample]:
+    """The samples of a shard with their ids.
+
+    Reading ends at what cannot be read: what follows may be counted wrongly, and a wrong id is worse than none.
+    """
+    url, samples = shard["url"], 0
     ids = manifest.ids[url]
-
-    def end_shard(error: Exception) -> bool:
-        # what follows an unreadable file may be counted wrongly, and a wrong id is worse than none
-        logging.warning(f"shard {url}: reading failed ({error!r}); the rest of this shard is left out")
-        return False
-
-    for ordinal, sample in enumerate(_read_shard(shard, handler=end_shard)):
-        if ordinal >= len(ids):
+    for sample in read_shard(tally, shard):
+        if samples == len(ids):
             raise UserError(
                 f"shard {url}, sample {sample['__key__']}: the shard holds more than the {len(ids)} samples recorded "
-                "for it: correct or remove its sizes.json or *_stats.json, or raise --samples-per-shard for a remote "
-                "shard"
+                "for it: correct or remove its sizes.json, *_stats.json or fastclip_sizes.json, or raise "
+                "--samples-per-shard for a remote shard"
             )
-        sample[ID] = ids[ordinal]
+        sample[ID] = ids[samples]
+        samples += 1
         yield sample
+    tally.end_shard(url, samples, manifest.recorded.get(url))
 
 
 def _shuffled(
@@ -214,21 +227,20 @@ def _shuffled(
     return shuffled
 
 
-def _with_short_captions(samples: Iterable[Sample]) -> Iterator[Sample]:
+def _with_short_captions(tally: Tally, samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
         size = len(sample["txt"])
         if size > MAX_CAPTION_BYTES:
-            logging.warning(
-                f"shard {sample['__url__']}, sample {sample['__key__']}: skipped, its caption has {size:,} bytes, the "
-                f"limit is {MAX_CAPTION_BYTES:,}"
-            )
+            limit = f"{MAX_CAPTION_BYTES:,}"
+            tally.warn(f"{name_of(sample)}: skipped, its caption has {size:,} bytes, the limit is {limit}")
+            tally.left_out(f"with a caption of more than {limit} bytes", name_of(sample))
         else:
             yield sample
 
 
 def _numbered_by_key(samples: Iterable[Sample], num_samples: int) -> Iterator[Sample]:
     for sample in samples:
-        where = f"shard {sample['__url__']}, sample {sample['__key__']}"
+        where = name_of(sample)
         metadata = sample.get("json")
         own_key = os.path.basename(sample["__key__"])
         key = str(metadata.get("key", own_key) if isinstance(metadata, dict) else own_key)
@@ -241,21 +253,3 @@ def _numbered_by_key(samples: Iterable[Sample], num_samples: int) -> Iterator[Sa
             )
         sample[ID] = int(key)
         yield sample
-
-
-def _skip_broken(stage: FilterFunction, samples: Iterable[Sample]) -> Iterator[Sample]:
-    """A stage with a handler that knows which sample it was that failed."""
-    current: dict[str, str] = {}
-
-    def watched() -> Iterator[Sample]:
-        for sample in samples:
-            current.update(url=sample["__url__"], key=sample["__key__"])
-            yield sample
-
-    def skip(error: Exception) -> bool:
-        where = f"shard {current['url']}, sample {current['key']}"
-        logging.warning(f"{where}: skipped, not decodable ({named_line(error)})")
-        return True
-
-    passed: Iterator[Sample] = stage.f(watched(), *stage.args, **{**stage.kw, "handler": skip})
-    return passed

@@ -10,7 +10,7 @@ import open_clip
 import open_clip_train.main
 import torch
 
-from ..data.shard_list import check_shards, check_shards_for_workers
+from ..data.shard_list import check_shards, check_shards_for_workers, expand_shards
 from ..errors import UserError, one_line
 from ..loss.config import FastCLIPConfig
 from ..loss.sample_table import columns_of
@@ -59,12 +59,13 @@ def _check(args: argparse.Namespace, processes_per_node: int) -> list[str]:
 
 def _check_data(args: argparse.Namespace) -> list[str]:
     if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
-        check_shards(args.val_data, "--val-data")
+        check_shards(args.val_data, "--val-data", args.skip_broken_shards)
     if not args.train_data or not run_args.is_webdataset(args.train_data, args.dataset_type):
         return []
-    shards = len(check_shards(args.train_data))
+    shards = len(check_shards(args.train_data, skip_broken=args.skip_broken_shards))
     check_shards_for_workers(shards, args.workers, args.world_size, args.dataset_resampled)
-    return [f"{shards:,} shards"]
+    broken = len(expand_shards(args.train_data)) - shards
+    return [f"{shards:,} shards" + (f" ({broken:,} broken ones are left out)" if broken else "")]
 
 
 def _check_resume(args: argparse.Namespace, model: Any) -> int:

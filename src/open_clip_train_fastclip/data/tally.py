@@ -1,0 +1,250 @@
+"""What the data workers of a rank meet in an epoch, counted: samples used and left out, shards not as recorded.
+
+Each worker publishes its counts with every batch in memory that it shares with the training process.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing import Array, Value
+from typing import Any
+
+import torch.utils.data
+from webdataset.utils import pytorch_worker_info
+
+from ..errors import UserError, named_line
+from .shard_list import MOST_NAMED, some
+
+MOST_WARNINGS = 10  # of a worker about single samples and shards
+MOST_REASONS = 20  # that are told apart
+MOST_UNREADABLE = 10  # shards in a row
+BARREN_SHARDS, BARREN_SAMPLES = 100, 1000  # without one usable sample
+MOST_SECONDS_TO_WAIT = 3
+SLOT = 1 << 18  # bytes; the bounds above keep a worker's counts below it
+ENCODING = "utf-8", "surrogatepass"  # of what is published: names of files may be no UTF-8
+IMAGE_ENDINGS = ("jpg", "png", "jpeg", "webp")
+IMAGE, CAPTION = "jpg, png, jpeg or webp", "txt"
+CURE = (
+    f"a sample is an image ({IMAGE}) and a caption ({CAPTION}), one behind the other in the tar, whose names are the "
+    "same up to the first dot and have these endings behind it"
+)
+
+
+@dataclass
+class Counts:
+    """Of some workers in one epoch."""
+
+    used: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)  # why: samples
+    examples: dict[str, str] = field(default_factory=dict)  # why: one of them
+    shards: int = 0  # that were read
+    samples: int = 0  # in these
+    resized: dict[str, tuple[int, int]] = field(default_factory=dict)  # shard: samples in it, and recorded for it
+    broken: dict[str, str] = field(default_factory=dict)  # shard: why its end could not be read
+    more_resized: int = 0  # beyond the MOST_NAMED that are named
+    more_broken: int = 0
+
+    @property
+    def unused(self) -> int:
+        """Samples that were left out."""
+        return sum(self.left_out.values())
+
+    def add(self, other: "Counts") -> None:
+        """Count the other's, too."""
+        self.used += other.used
+        self.shards += other.shards
+        self.samples += other.samples
+        for why, samples in other.left_out.items():
+            self.leave_out(why, other.examples[why], samples)
+        self.resized |= other.resized
+        self.broken |= other.broken
+        self.more_resized += other.more_resized
+        self.more_broken += other.more_broken
+
+    def leave_out(self, why: str, example: str, samples: int = 1) -> None:
+        """Count samples that are not used."""
+        if why not in self.left_out and len(self.left_out) >= MOST_REASONS:
+            why = "for other reasons"
+        self.left_out[why] = self.left_out.get(why, 0) + samples
+        self.examples.setdefault(why, example)
+
+    def reasons(self) -> str:
+        """Why samples were left out, the most frequent reasons first, with one of them."""
+        ordered = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        reasons = [f"{samples:,} {why}" for why, samples in ordered]
+        return f"{some(reasons)}; for one, {self.examples[ordered[0][0]]}"
+
+    @property
+    def cure(self) -> str:
+        """What to do about the samples that were left out."""
+        return CURE if any(why.startswith("without ") for why in self.left_out) else "see to the data"
+
+    def findings(self) -> list[str]:
+        """What does not fit, a line each; the samples that were left out come first."""
+        if not self.left_out:
+            return self.of_shards()
+        looked_at = self.used + self.unused
+        unused = f"{self.unused:,} of {looked_at:,} samples that were read were not used: {self.reasons()}"
+        return [unused, *self.of_shards()]
+
+    def of_shards(self) -> list[str]:
+        """Which shards are not as they should be, a line each kind."""
+        lines = []
+        if self.resized:
+            shards = [f"{name} ({samples:,} of {recorded:,})" for name, (samples, recorded) in self.resized.items()]
+            lines.append(
+                f"{len(shards) + self.more_resized:,} of the shards hold another number of samples than sizes.json, "
+                "*_stats.json or an earlier count says, so the epoch has another length than the data: "
+                f"{some(shards, more=self.more_resized)}"
+            )
+        if self.broken:
+            shards = [f"{name} ({why})" for name, why in self.broken.items()]
+            lines.append(
+                f"{len(shards) + self.more_broken:,} of the shards could not be read to their end: "
+                f"{some(shards, more=self.more_broken)}"
+            )
+        return lines
+
+
+def why_unusable(sample: dict[str, Any]) -> str:
+    """What a sample lacks, and the endings of the files that it has."""
+    endings = sorted(name for name in sample if not name.startswith("__"))
+    missing = [] if CAPTION in sample else [CAPTION]
+    missing += [] if any(ending in sample for ending in IMAGE_ENDINGS) else [IMAGE]
+    found = ", ".join(ending[:40] for ending in endings[:5]) or "no file"
+    return f"without {' and without '.join(missing)} ({found} found)"
+
+
+def name_of(sample: dict[str, Any]) -> str:
+    """A sample's shard and key."""
+    return f"shard {sample['__url__']}, sample {sample['__key__']}"
+
+
+class Tally:
+    """Counts of one rank's workers; begun anew with each epoch by the training process."""
+
+    def __init__(self, num_workers: int):
+        self._epoch = Value("q", 0)  # how often begin() was called
+        self._slots: list[Any] = [Array("c", SLOT) for _ in range(max(1, num_workers))]
+        self._counts, self._counted = Counts(), 0  # this worker's, and the epoch that they are of
+        self._used_in_pass = 0
+        self._unreadable = 0  # shards in a row
+        self._told: set[str] = set()  # shards that were counted as resized or broken
+        self._warnings = 0
+
+    # ---- in the training process
+
+    def begin(self) -> None:
+        """An epoch begins; before its loader is iterated."""
+        self._epoch.value += 1
+
+    def total(self) -> Counts:
+        """The counts of this rank's workers in the running epoch."""
+        total = Counts()
+        for slot in self._slots:
+            with slot.get_lock():
+                published = slot.value
+            epoch, counts = json.loads(published.decode(*ENCODING)) if published else (0, {})
+            if epoch == self._epoch.value:
+                total.add(Counts(**counts))
+        return total
+
+    # ---- in a worker
+
+    def begin_pass(self) -> None:
+        """A pass over the worker's shards begins."""
+        self._used_in_pass = 0
+        if self._counted != self._epoch.value:
+            self._counted, self._counts, self._told = self._epoch.value, Counts(), set()
+
+    def used(self, samples: Iterable[Any]) -> Iterator[Any]:
+        """Count samples that come to be part of batches."""
+        for sample in samples:
+            self._counts.used += 1
+            self._used_in_pass += 1
+            yield sample
+
+    def left_out(self, why: str, where: str) -> None:
+        """Count a sample that is not used. Raises UserError where there is nothing else, so that reading ends."""
+        counts = self._counts
+        counts.leave_out(_short(why), _short(where))
+        if not counts.used and counts.shards >= BARREN_SHARDS and counts.unused >= BARREN_SAMPLES:
+            raise self.too_few()
+
+    def reading_failed(self, url: str, error: Exception, files: int) -> None:
+        """See tar_files.Failures. Raises UserError if nothing came of many shards in a row."""
+        command = re.search(r": exit (-?\d+) \(read\)", str(error))  # of a command that fetches, as webdataset says it
+        why = f"its command ended with exit code {command[1]}" if command else _short(named_line(error))
+        self.warn(f"shard {url}: reading failed ({why}); the rest of this shard is left out")
+        self._count_shard(self._counts.broken, url, why)
+        if files:
+            return
+        self._unreadable += 1
+        if self._unreadable >= MOST_UNREADABLE:
+            raise UserError(
+                f"{MOST_UNREADABLE} shards in a row could not be read, the last of them {url} ({why}): "
+                "see to the disk, the address or the network, and go on with --resume latest"
+            )
+
+    @property
+    def seconds_to_wait(self) -> float:
+        """See tar_files.Failures."""
+        return min(1 + self._unreadable, MOST_SECONDS_TO_WAIT)
+
+    def end_shard(self, url: str, samples: int, recorded: int | None) -> None:
+        """A shard was read; recorded: how many samples it should hold, if that is known."""
+        self._counts.shards += 1
+        self._counts.samples += samples
+        if samples:
+            self._unreadable = 0
+        elif not self._counts.samples and self._counts.shards >= BARREN_SHARDS:
+            raise self.too_few()
+        if recorded is not None and samples != recorded and _short(url) not in self._counts.broken:
+            if url not in self._told:
+                self.warn(f"shard {url}: it holds {samples:,} samples, and {recorded:,} are recorded for it")
+            self._count_shard(self._counts.resized, url, (samples, recorded))
+
+    def _count_shard(self, named: dict[str, Any], url: str, what: Any) -> None:
+        if url in self._told:  # in an earlier pass of the epoch
+            return
+        self._told.add(url)
+        if len(named) < MOST_NAMED:
+            named[_short(url)] = what
+        elif named is self._counts.resized:
+            self._counts.more_resized += 1
+        else:
+            self._counts.more_broken += 1
+
+    def publish(self) -> None:
+        """Let the training process know."""
+        worker = torch.utils.data.get_worker_info()
+        slot = self._slots[0 if worker is None else worker.id]
+        published = json.dumps([self._counted, asdict(self._counts)], ensure_ascii=False).encode(*ENCODING)
+        with slot.get_lock():
+            slot.value = published
+
+    def warn(self, text: str) -> None:
+        """A warning about one sample or shard; from the eleventh on the counts must do."""
+        self._warnings += 1
+        if self._warnings < MOST_WARNINGS:
+            logging.warning(text)
+        elif self._warnings == MOST_WARNINGS:
+            logging.warning(f"{text} (more like this are only counted, and told at the epoch's end)")
+
+    def too_few(self) -> UserError:
+        """Why the samples of the worker's shards make no batch."""
+        rank, _, worker, workers = pytorch_worker_info()
+        counts, used = self._counts, self._used_in_pass
+        whose = f"worker {worker + 1} of {workers} on rank {rank} finds {used} usable samples"
+        findings = [*([counts.reasons()] if counts.left_out else []), *counts.of_shards()]
+        why = "; ".join(findings) or "they are empty"
+        if used:
+            also = f" (not usable: {why})" if findings else ""
+            return UserError(f"{whose} in its shards{also}, less than one batch: lower --batch-size or --workers")
+        return UserError(f"{whose} among the {counts.unused:,} that it looked at: {why}: {counts.cure}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:150]}...{text[-147:]}"
