@@ -299,6 +299,13 @@ def test_sizes_that_say_more_than_the_shards_hold(loss, tmp_path):
     )
 
 
+def test_a_shard_that_is_drawn_twice_in_a_row(tmp_path, caplog):
+    """The buffer of samples is filled with 25 draws of two shards."""
+    data = make_shards(tmp_path, shards=2, per_shard=8, kinds=PAIR, sizes=True)
+    info = watched(stock_loader(data, dataset_resampled=True, buffer=400))
+    assert len(numbers(info.dataloader)) == 16 and not caplog.messages
+
+
 def test_sizes_that_say_less_than_the_shards_hold(tmp_path):
     """Without ids: with them it is an error, since there would be none for the others."""
     data = make_shards(tmp_path / "data", shards=2, per_shard=16, kinds=PAIR)

@@ -31,6 +31,10 @@ class _Header(tarfile.TarInfo):
 TAR_OPTIONS: Any = {"ignore_zeros": True, "tarinfo": _Header}  # for tarfile.open
 
 
+class ReadUrl(str):
+    """A shard's url, an object of its own each time that the shard is read."""
+
+
 class Failures(Protocol):
     """Is told of shards that cannot be read: tally.Tally."""
 
@@ -61,10 +65,10 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def shard_files(shards: Iterable[dict[str, Any]], failures: Failures) -> Iterator[dict[str, Any]]:
     """{"fname", "data", "__url__"} of each file in shards {"url": ...}, as webdataset's own stages give them.
 
-    A shard that is fetched, and of which nothing came, is fetched once more.
+    __url__ is a ReadUrl. A shard that is fetched, and of which nothing came, is fetched once more.
     """
     for shard in shards:
-        url, files = shard["url"], 0
+        url, files = ReadUrl(shard["url"]), 0
         for is_last_try in (True,) if local_path(url) is not None else (False, True):
             try:
                 for file in _files(url):

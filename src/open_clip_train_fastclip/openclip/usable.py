@@ -48,7 +48,7 @@ def _read(group: Callable[..., Any], tally: Tally, recorded: Mapping[str, int], 
 
     url, samples = None, 0
     for sample in group(shard_files(shards, tally), handler=leave_out_file):
-        if url is not None and sample["__url__"] != url:
+        if url is not None and sample["__url__"] is not url:  # the same shard may be drawn twice in a row
             tally.end_shard(url, samples, recorded.get(url))
             samples = 0
         url, samples = sample["__url__"], samples + 1
