@@ -92,7 +92,9 @@ def observed_run(argv: list[str], saves: int) -> Times:
 
     with (
         existing_group(),
-        patch.object(open_clip_train.main, "setup_logging", lambda *_: logging.getLogger().setLevel(logging.ERROR)),
+        patch.object(
+            open_clip_train.main, "setup_logging", lambda log_file, level: logging.getLogger().setLevel(logging.ERROR)
+        ),
         patch.object(AsyncCheckpointer, "at_boundary", at_boundary),
         patch.object(AsyncCheckpointer, "_begin", begin),
         patch.object(AsyncCheckpointer, "_finish", finish_save),

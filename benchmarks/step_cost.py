@@ -80,7 +80,7 @@ def set_up(argv: list[str]) -> tuple[Callable[[int], None], torch.optim.Optimize
 
     replaced = [
         (open_clip_train.main, "train_one_epoch", train_one_epoch),
-        (open_clip_train.main, "setup_logging", lambda *_: logging.getLogger().setLevel(logging.ERROR)),
+        (open_clip_train.main, "setup_logging", lambda log_file, level: logging.getLogger().setLevel(logging.ERROR)),
         (open_clip_train.data, "SyntheticDataset", ReadySamples),
     ]
     with ExitStack() as stack:

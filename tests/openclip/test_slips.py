@@ -328,3 +328,11 @@ def test_openclips_own_loss_may_train_the_temperature_alone():
     checks.check_locks(model, resolved(*TRAIN, *flags))
     with pytest.raises(UserError, match="nothing to train"):
         checks.check_locks(model, resolved(*TRAIN, *flags, "--freeze-temperature"))
+
+
+def test_an_image_smaller_than_a_patch():
+    args = resolved(*V3, "--model", "ViT-Glyph-32", "--force-image-size", "4")
+    with torch.device("meta"):
+        model = open_clip.create_model("ViT-Glyph-32", device="meta", force_image_size=4)
+    with pytest.raises(UserError, match="--force-image-size"):
+        checks.check_model(model, args)

@@ -12,7 +12,7 @@ import open_clip
 import pandas as pd
 import torch
 
-from ..checkpoint.index import INDEX
+from ..checkpoint.index import CHECKPOINT, INDEX
 from ..errors import UserError, named_line, one_line
 from .run_args import building_flags, global_batch_size, has_evaluation_data, has_training_data, is_fastclip
 
@@ -98,7 +98,7 @@ def _check_resume(path: Path) -> None:
         raise UserError(f"--resume {path} holds weights alone: start from them with --pretrained {path}")
     if path.suffix == ".fastclip":
         raise UserError(f"--resume {path} is the state beside a checkpoint: name {path.with_suffix('.pt')}")
-    if path.is_dir() and not (path / INDEX).exists():
+    if path.is_dir() and not (path / INDEX).exists() and not (path / CHECKPOINT).exists():
         found = sorted(path.glob("**/*.pt"), key=lambda file: file.stat().st_mtime)
         cure = f"such as {found[-1]}" if found else "and there is none in it"
         raise UserError(
@@ -144,6 +144,10 @@ def check_model(model: Any, args: argparse.Namespace) -> None:
     """Raise UserError if the model has no logit_scale, or a logit_bias, and the loss cannot work with that."""
     if not hasattr(model, "logit_scale"):
         raise UserError(f"--model {args.model} has no logit_scale, which --loss {args.loss} needs: use a CLIP model")
+    if 0 in getattr(model.visual, "grid_size", ()):
+        raise UserError(
+            f"--force-image-size {args.force_image_size}: --model {args.model} has larger patches: give a larger one"
+        )
     if not is_fastclip(args):
         return
     if getattr(model, "logit_bias", None) is not None:

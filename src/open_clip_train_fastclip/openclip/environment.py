@@ -15,7 +15,6 @@ from ..errors import UserError
 from .run_args import is_webdataset
 
 NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "MASTER_PORT")
-ONE_PROCESS = "set SLURM_NTASKS=1 to train with one process"
 
 
 def check_environment(args: argparse.Namespace) -> None:
@@ -52,8 +51,8 @@ def _check_processes(dist_url: str | None) -> None:
         )
     if world_size is None and int(tasks or 1) > 1 and not _is_task_of(str(tasks)):
         raise UserError(
-            f"SLURM_NTASKS is {tasks}, and this process is no task of srun, so it would wait for {int(str(tasks)) - 1} "
-            f"others that never come: start the run with srun, or {ONE_PROCESS}",
+            f"SLURM_NTASKS is {tasks}, and this process is no task of srun, so it would wait for others that never "
+            "come: start the run with srun, or set SLURM_NTASKS=1 to train with one process",
             on_all_ranks=True,
         )
     if int(world_size or tasks or 1) == 1 or (dist_url or "env://") != "env://":
