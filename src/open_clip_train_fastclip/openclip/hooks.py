@@ -40,7 +40,7 @@ from . import checkpoints, checks, register_models, resume, run_args, schedules,
 from .checkpoints import EpochCheckpoints, RunState
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
-from .pipeline import TrainingData, read_shard_sizes, with_ids
+from .pipeline import TrainingData, decode_only_needed, read_shard_sizes, with_ids
 from .resume import ResumedRun
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
@@ -170,6 +170,10 @@ class Run:
         with checks.reading_tables("--train-data or --val-data"):
             data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         train = data.get("train")
+        for info in data.values():
+            is_numbered = info is train and run_args.is_resumable(args)
+            if hasattr(info.dataloader, "pipeline") and not is_numbered:  # with_ids() does this for those
+                decode_only_needed(info.dataloader.pipeline[0].dataset.pipeline, shuffled=info is train)
         if train is None:
             return data
         agree(checks.check_steps, train.dataloader, args)

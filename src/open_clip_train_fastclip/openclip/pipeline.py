@@ -17,8 +17,10 @@ from typing import Any
 import open_clip_train.data as openclip_data
 from open_clip_train.data import DataInfo, SharedEpoch, get_dataset_size
 from webdataset.filters import FilterFunction
+from webdataset.filters import map as mapped
 from webdataset.utils import pytorch_worker_info
 
+from ..data.decoding import decode_sample, without_needless
 from ..data.identity import DataIdentity
 from ..data.manifest import ShardManifest, read_manifest
 from ..data.position import DataPosition
@@ -34,6 +36,7 @@ from . import run_args
 STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
     "tarfile_to_samples_nothrow", "_shuffle", "_select", "_decode", "_rename", "_map_dict", "_to_tuple", "_batched",
 )  # fmt: skip
+INSTALL = "install 'open_clip_torch[training]>=3.3,<4'"
 
 
 # -------------------------------------------------------------------- the shards and their sizes
@@ -123,20 +126,20 @@ def rebuild(
     the sample's json, or else the sample's own key. seed and shared_epoch, OpenCLIP's counter, seed the draws of
     shards, the shuffle of samples and the augmentations. Call it before the loader is iterated.
 
-    A sample that cannot be decoded is skipped with a warning and its id stays unused; an error while a shard is read
-    ends that shard with a warning. The loader raises UserError for an id that does not fit, and for a worker whose
-    shards do not fill one batch, which OpenCLIP would read again and again without end.
+    Only image, caption and, for such ids, the json are decoded. A sample that cannot be decoded is skipped with a
+    warning and its id stays unused; an error while a shard is read ends that shard with a warning. The loader raises
+    UserError for an id that does not fit, and for a worker whose shards do not fill one batch, which OpenCLIP would
+    read again and again without end.
     """
     loader = dataloader.pipeline[0]
     stages = loader.dataset.pipeline
     names = tuple(_stage_name(stage) for stage in stages[-len(STAGES) :])
     if names != STAGES:
         raise UserError(
-            f"the installed OpenCLIP reads shards in the stages {', '.join(names)}, which this package does not know: "
-            "install 'open_clip_torch[training]>=3.3,<4'"
+            f"the installed OpenCLIP reads shards in the stages {', '.join(names)}, unknown to this package: {INSTALL}"
         )
     seed_order(stages, seed, shared_epoch)
-    read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
+    read, _, select, _, _, transform, to_tuple, batch = stages[-len(STAGES) :]
     read_shard: Callable[[Sample], Iterator[Sample]] = _read_shard
     if manifest is not None:
         _require_known(stages[0].urls, manifest)
@@ -146,13 +149,28 @@ def rebuild(
     replacements = {
         read: stream.read,
         select: lambda samples: _with_short_captions(select(stream.leave_shuffle(samples))),
-        decode: functools.partial(_skip_broken, decode),
         transform: functools.partial(_skip_broken, transform),
         to_tuple: with_id if manifest is not None else lambda samples: with_id(_numbered_by_key(samples, num_samples)),
         batch: stream.batches,
     }
     stages[:] = [replacements.get(stage, stage) for stage in stages]
+    decode_only_needed(stages, shuffled=True, with_json=manifest is None)
     return DataPosition(stream, num_samples, batch.args[0], loader.num_workers)
+
+
+def decode_only_needed(stages: list[Any], shuffled: bool, with_json: bool = False) -> None:
+    """Make a loader's stages decode image and caption (with_json: and json) alone and open nothing else, in place.
+
+    shuffled: the stages shuffle samples, as those of training do.
+    """
+    place = STAGES.index("_decode") - len(STAGES)
+    if _stage_name(stages[place]) != "_decode":
+        raise UserError(f"the installed OpenCLIP decodes samples in another stage than {place}: {INSTALL}")
+    decode = mapped(functools.partial(decode_sample, with_json=with_json))
+    stages[place] = functools.partial(_skip_broken, decode)
+    if shuffled:
+        shuffle = STAGES.index("_shuffle") - len(STAGES)
+        stages.insert(shuffle, functools.partial(without_needless, with_json=with_json))
 
 
 def seed_order(stages: list[Any], seed: int, shared_epoch: SharedEpoch) -> None:
