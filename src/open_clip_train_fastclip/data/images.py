@@ -38,6 +38,11 @@ def rgb(image: Image.Image) -> Image.Image:
     return in_8_bits(image).convert("RGB")
 
 
+def open_in_8_bits(path: str) -> Image.Image:
+    """The image of a file, in its own mode unless that has more than 8 bits. Raises ValueError as in_8_bits()."""
+    return in_8_bits(Image.open(path))
+
+
 def open_rgb(path: str) -> Image.Image:
     """The image of a file in RGB; a loader of images as torchvision takes it. Raises ValueError as in_8_bits()."""
     with Image.open(path) as image:

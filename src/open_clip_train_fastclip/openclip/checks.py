@@ -3,17 +3,15 @@
 import argparse
 import difflib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import pandas as pd
 
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..loss.config import CONSTANT, LOSSES, TAU_MAX, TAU_MIN, losses_with
 from ..training.save_trigger import parse_interval
+from . import tables
 from .run_args import (
     global_batch_size,
     has_evaluation_data,
@@ -22,16 +20,6 @@ from .run_args import (
     is_webdataset,
     logs_are_written,
 )
-
-
-@contextmanager
-def reading_tables(what: str) -> Iterator[None]:
-    """Turn what pandas says of the rows after the first, which check_before_building() reads, into a UserError."""
-    try:
-        yield
-    except (UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{what} is no table ({one_line(error)}): check the file", on_all_ranks=True) from None
-
 
 # -------------------------------------------------------------------- flags alone
 
@@ -223,20 +211,9 @@ def _check_data(flag: str, path: str, args: argparse.Namespace) -> None:
     if kind != "csv" and not (kind == "auto" and path.endswith(("csv", "tsv"))):
         return
     try:
-        table = pd.read_csv(path, sep=args.csv_separator, nrows=1)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {path} is no table ({one_line(error)}): check the file, or --csv-separator") from None
-    columns = list(table.columns)
-    for option, column in (("--csv-img-key", args.csv_img_key), ("--csv-caption-key", args.csv_caption_key)):
-        if column not in columns:
-            raise UserError(
-                f"{flag} {path} has no column {column!r} ({option}); it has {', '.join(map(repr, columns[:8]))}: "
-                f"name the right one, or its separator with --csv-separator"
-            )
-    if table.empty:
-        raise UserError(f"{flag} {path} has no rows: check the file")
+        tables.read_table(tables.Columns.of(path, args))
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
 
 
 def check_steps(dataloader: Any, args: argparse.Namespace) -> None:

@@ -42,6 +42,7 @@ from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, decode_only_needed, read_shard_sizes, with_ids
 from .resume import ResumedRun
+from .tables import Columns, TableDataset
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
@@ -167,8 +168,7 @@ class Run:
         if args.rank == 0:
             for note in args.fastclip_notes:
                 logging.info(note)
-        with checks.reading_tables("--train-data or --val-data"):
-            data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         train = data.get("train")
         for info in data.values():
             is_numbered = info is train and run_args.is_resumable(args)
@@ -187,6 +187,13 @@ class Run:
                 self.signals.watch()
         train.dataloader = self.batches or ProgressBatches(train.dataloader, loop, epoch, self._trace())
         return data
+
+    def csv_dataset(
+        self, stock: Any, input_filename: str, transforms: Any, img_key: str, caption_key: str, sep: str = "\t",
+        tokenizer: Any = None,
+    ) -> TableDataset:  # fmt: skip
+        """The rows of a table, read as its lines say."""
+        return TableDataset(Columns(input_filename, sep, img_key, caption_key), transforms, tokenizer)
 
     def _trace(self) -> Trace | None:
         args = self.args

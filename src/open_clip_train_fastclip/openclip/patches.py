@@ -70,6 +70,8 @@ PATCHES = (
     Patch(MAIN, "pt_load", ("file_path", "map_location"), f"{IN_MAIN}, for --resume"),
     Patch(MAIN, "copy_codebase", ("args",), IN_MAIN),
     Patch(MAIN, "get_data", ("args", "preprocess_fns", "epoch", "tokenizer"), IN_MAIN),
+    Patch("open_clip_train.data", "CsvDataset", ("input_filename", "transforms", "img_key", "caption_key", "sep"),
+          "get_csv_dataset() looks it up in its own module, for training and evaluation", method="csv_dataset"),
     Patch(MAIN, "create_model_and_transforms", ("model_name",), f"{IN_MAIN}, before DDP and the optimizer",
           lambda args: is_fastclip(args) or args.freeze_temperature or args.temperature is not None or args.resume),
     Patch(MAIN, "cosine_lr", ("optimizer", "base_lr", "warmup_length", "steps"), IN_MAIN,
