@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..errors import UserError, named_line
+
 SIXTEEN_BITS = 2**16 - 1
 FORMATS_OF_16_BITS = ("PNG", "PPM")  # what they hold in mode I, Pillow's 32 bits, is of 16
 
@@ -44,9 +46,12 @@ def open_in_8_bits(path: str) -> Image.Image:
 
 
 def open_rgb(path: str) -> Image.Image:
-    """The image of a file in RGB; a loader of images as torchvision takes it. Raises ValueError as in_8_bits()."""
-    with Image.open(path) as image:
-        return rgb(image)
+    """The image of a file in RGB; a loader of images as torchvision takes it. Raises UserError that names the file."""
+    try:
+        with Image.open(path) as image:
+            return rgb(image)
+    except Exception as error:  # what Pillow raises for a bad file is not one kind
+        raise UserError(f"image {path} cannot be read ({named_line(error)}): get it again, or take it out") from None
 
 
 def _upper_byte(values: npt.NDArray[np.generic]) -> Image.Image:

@@ -11,7 +11,7 @@ import open_clip
 from ..errors import UserError
 from ..loss.config import CONSTANT, LOSSES, TAU_MAX, TAU_MIN, losses_with
 from ..training.save_trigger import parse_interval
-from . import tables
+from . import imagenet, tables
 from .run_args import (
     global_batch_size,
     has_evaluation_data,
@@ -183,6 +183,7 @@ def check_before_building(args: argparse.Namespace) -> None:
     for flag, path in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
         if path and not os.path.isdir(path):
             raise UserError(f"{flag} {path}: there is no such folder")
+    imagenet.check_folders(args)
     for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
         if path:
             _check_data(flag, path, args)

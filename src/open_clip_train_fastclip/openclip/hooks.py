@@ -38,9 +38,10 @@ from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
 from . import checkpoints, checks, register_models, resume, run_args, schedules, settings
 from .checkpoints import EpochCheckpoints, RunState
+from .decoding import open_only_needed
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
-from .pipeline import TrainingData, decode_only_needed, read_shard_sizes, with_ids
+from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
 from .tables import Columns, TableDataset
 
@@ -170,10 +171,7 @@ class Run:
                 logging.info(note)
         data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         train = data.get("train")
-        for info in data.values():
-            is_numbered = info is train and run_args.is_resumable(args)
-            if hasattr(info.dataloader, "pipeline") and not is_numbered:  # with_ids() does this for those
-                decode_only_needed(info.dataloader.pipeline[0].dataset.pipeline, shuffled=info is train)
+        open_only_needed(data, is_numbered=run_args.is_resumable(args))
         if train is None:
             return data
         agree(checks.check_steps, train.dataloader, args)
