@@ -1,7 +1,6 @@
 """--imagenet-val and --imagenet-v2 name what the classifier can score, or the run does not begin."""
 
 import os
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -16,9 +15,16 @@ from PIL import Image
 from open_clip_train_fastclip import preflight
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.openclip import imagenet
-from open_clip_train_fastclip.openclip.decoding import open_only_needed
+from open_clip_train_fastclip.openclip.files import open_only_needed
 
-WORDNET = [f"n{10_000_000 + n}" for n in range(1000)]
+CLASSES = 20  # in place of ImageNet's 1,000, but for the command line
+WORDNET = [f"n{10_000_000 + n}" for n in range(CLASSES)]
+
+
+@pytest.fixture
+def few_classes(monkeypatch):
+    monkeypatch.setattr(imagenet, "NUM_CLASSES", CLASSES)
+    monkeypatch.setattr(imagenet, "V2_IMAGES", 10 * CLASSES)
 
 
 def make_folder(folder, names, empty=()):
@@ -37,49 +43,51 @@ def refusal(**flags):
     return str(error.value)
 
 
-def test_a_thousand_classes_are_right(tmp_path):
+def test_imagenet_has_a_thousand_classes():
+    assert (imagenet.NUM_CLASSES, imagenet.V2_IMAGES) == (1000, 10_000)
+
+
+def test_all_classes_with_images_are_right(few_classes, tmp_path):
     folder = make_folder(tmp_path / "val", WORDNET)
     (tmp_path / "val" / "README").touch()
     imagenet.check_folders(Namespace(imagenet_val=folder, imagenet_v2=None))
-    deeper = make_folder(tmp_path / "padded", [f"{n:04}" for n in range(1000)])
+    deeper = make_folder(tmp_path / "padded", [f"{n:04}" for n in range(CLASSES)])
     imagenet.check_folders(Namespace(imagenet_val=deeper, imagenet_v2=None))
 
 
 @pytest.mark.parametrize(
     ("names", "empty", "message"),
     [
-        (WORDNET[:10], (), "has 10 class folders, and the classifier has the 1,000 classes"),
-        ([*WORDNET, "extra"], (), "has 1001 class folders"),
+        (WORDNET[:10], (), "has 10 class folders, and the classifier has the 20 classes"),
+        ([*WORDNET, "extra"], (), "has 21 class folders"),
         ([], (), "has no class folders"),
         (WORDNET, WORDNET[7:9], "the class folder n10000007 holds no image"),
-        ([str(n) for n in range(1000)], (), "0 to 999 without leading zeros"),
+        ([str(n) for n in range(CLASSES)], (), "0 to 19 without leading zeros"),
     ],
     ids=["ten", "one too many", "none", "empty", "numbers"],
 )
-def test_others_are_refused(names, empty, message, tmp_path):
+def test_others_are_refused(names, empty, message, few_classes, tmp_path):
     folder = make_folder(tmp_path / "val", names, empty)
     assert f"--imagenet-val {folder}" in refusal(imagenet_val=folder) and message in refusal(imagenet_val=folder)
 
 
-def test_the_second_version_is_the_package_s(tmp_path, monkeypatch):
+def test_the_second_version_is_the_package_s(few_classes, tmp_path, monkeypatch):
     where = {"imagenet_v2": str(tmp_path)}
     assert "has no ImageNetV2-matched-frequency" in refusal(**where)
     images = tmp_path / "ImageNetV2-matched-frequency"
-    for n in range(1000):
+    for n in range(CLASSES):
         (images / str(n)).mkdir(parents=True)
         for k in range(10):
             (images / str(n) / f"{k}.jpeg").touch()
-    monkeypatch.delitem(sys.modules, "imagenetv2_pytorch", raising=False)
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: None)
     assert "needs the package imagenetv2_pytorch" in refusal(**where)
-    monkeypatch.undo()
     monkeypatch.setattr(imagenet.importlib.util, "find_spec", lambda name: name)
     imagenet.check_folders(Namespace(imagenet_val=None, **where))
     (images / "3" / "3.jpeg").unlink()
-    assert "has 9,999 jpeg images in 1,000 class folders, and not 10,000" in refusal(**where)
+    assert "has 199 jpeg images in 20 class folders, and not 200" in refusal(**where)
     (images / "3" / "3.jpeg").touch()
-    (images / "0").rename(images / "1000")
-    assert "0 to 999" in refusal(**where)
+    (images / "0").rename(images / "20")
+    assert "0 to 19" in refusal(**where)
 
 
 @pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])

@@ -38,18 +38,17 @@ from ..training.progress import LoopSettings
 from ..training.signals import Preempted, PreemptionSignals
 from . import checkpoints, checks, register_models, resume, run_args, schedules, settings
 from .checkpoints import EpochCheckpoints, RunState
-from .decoding import open_only_needed
+from .files import FileHooks, open_only_needed
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
-from .tables import Columns, TableDataset
 
 EVALUATION_LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
 
 
-class Run:
+class Run(FileHooks):
     """The state of one run and the replacements named in patches.PATCHES."""
 
     args: argparse.Namespace
@@ -185,13 +184,6 @@ class Run:
                 self.signals.watch()
         train.dataloader = self.batches or ProgressBatches(train.dataloader, loop, epoch, self._trace())
         return data
-
-    def csv_dataset(
-        self, stock: Any, input_filename: str, transforms: Any, img_key: str, caption_key: str, sep: str = "\t",
-        tokenizer: Any = None,
-    ) -> TableDataset:  # fmt: skip
-        """The rows of a table, read as its lines say."""
-        return TableDataset(Columns(input_filename, sep, img_key, caption_key), transforms, tokenizer)
 
     def _trace(self) -> Trace | None:
         args = self.args

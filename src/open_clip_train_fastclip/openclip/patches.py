@@ -66,6 +66,9 @@ PATCHES = (
           method="torch_of_distributed"),
     Patch(MAIN, "torch", (), "main() saves through torch.save and wraps through torch.nn.parallel, found here",
           method="torch_of_main"),
+    Patch(MAIN, "setup_logging", ("log_file", "level"), f"{IN_MAIN}, before it logs anything"),
+    Patch(MAIN, "open", ("file", "mode"), "main() writes params.txt alone through it, and a global of its module comes "
+          "before a builtin", method="open_in_main", used_by="main"),
     Patch(MAIN, "get_latest_checkpoint", ("path", "remote"), f"{IN_MAIN}, for --resume latest"),
     Patch(MAIN, "pt_load", ("file_path", "map_location"), f"{IN_MAIN}, for --resume"),
     Patch(MAIN, "copy_codebase", ("args",), IN_MAIN),
