@@ -11,7 +11,7 @@ MAY_IMPORT = {  # a room (or a file at the top): those of the package, then thir
     "errors": set(),
     "ranks": {"errors", "torch"},
     "loss": {"errors", "ranks", "torch"},
-    "data": {"errors", "ranks", "torch", "numpy", "webdataset", "tqdm"},
+    "data": {"errors", "ranks", "torch", "numpy", "webdataset", "tqdm", "PIL"},
     "checkpoint": {"errors", "ranks", "loss", "data.identity", "torch", "numpy", "safetensors"},
     "training": {"errors", "ranks", "loss", "data", "checkpoint", "torch", "tqdm"},
     "openclip": {

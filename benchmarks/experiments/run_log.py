@@ -71,5 +71,5 @@ def last_line(text: str) -> str:
 def read_settings(folder: Path) -> dict[str, str]:
     """The flags of a run as its params.txt shows them, by name; empty if there is none."""
     path = folder / "params.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(errors="surrogateescape").splitlines() if path.is_file() else []
     return dict(line.split(": ", 1) for line in lines if ": " in line)

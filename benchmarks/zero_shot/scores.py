@@ -4,23 +4,36 @@ In float32. clip_benchmark's own summary of a classification is not used: numpy 
 by groups need the logits.
 """
 
+import functools
+import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import webdataset
 from clip_benchmark.datasets.builder import build_wds_dataset
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor
 from torch.utils.data import DataLoader
+from webdataset.autodecode import Decoder
 
+from open_clip_train_fastclip.data.images import rgb
 from open_clip_train_fastclip.errors import UserError
 
 from .tasks import PER_CLASS, RECALL, Task
 
 IMAGES = ["webp", "png", "jpg", "jpeg"]
+READERS = {  # of what is opened beside the images; nothing is unpickled
+    "cls": int,
+    "txt": bytes.decode,
+    "json": json.loads,
+    "npy": lambda content: np.load(io.BytesIO(content), allow_pickle=False),
+}
 # Metrics of the worst group of samples, a group being what the first column of their npy says: the region (fmow, geode)
 # or the income (dollar_street). The value: a sample is right if its class is among so many.
 WORST_GROUP = {"acc_worst_region": 1, "acc_wg": 1, "acc_top5_wg": 5}
@@ -68,9 +81,32 @@ def _loader(dataset, num_shards: int, model: Model) -> DataLoader:
     return DataLoader(dataset.batched(model.batch_size), batch_size=None, shuffle=False, num_workers=workers)
 
 
-def _decoded(shards: list[Path]):
+def _decoded(shards: list[Path], *labels: str):
+    """The samples with their images (RGB) and the files of these endings, and nothing else."""
     dataset = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False)
-    return dataset.decode(webdataset.autodecode.ImageHandler("pil", extensions=IMAGES))
+    return dataset.map(functools.partial(_decode, labels=labels))
+
+
+def _built(folder: Path, model: Model, *labels: str):
+    """clip_benchmark's data set, whose own decoder would open every file of a sample, pickles too."""
+    dataset = build_wds_dataset(folder.name, model.transform, split="test", data_dir=str(folder))
+    (place,) = (
+        place
+        for place, stage in enumerate(dataset.pipeline)
+        if isinstance(next(iter(getattr(stage, "args", ())), None), Decoder)
+    )
+    dataset.pipeline[place] = webdataset.map(functools.partial(_decode, labels=labels))
+    return dataset
+
+
+def _decode(sample: dict, labels: tuple[str, ...]) -> dict:
+    decoded = {}
+    for name, content in sample.items():
+        if name.rpartition(".")[2] in IMAGES:
+            decoded[name] = rgb(Image.open(io.BytesIO(content)))
+        elif name in labels:
+            decoded[name] = READERS[name](content)
+    return decoded
 
 
 def classification(folder: Path, shards: list[Path], model: Model, grouped: bool) -> tuple[Tensor, Tensor]:
@@ -78,11 +114,11 @@ def classification(folder: Path, shards: list[Path], model: Model, grouped: bool
     for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: it belongs to clip_benchmark's webdataset layout")
-    dataset = build_wds_dataset(folder.name, model.transform, split="test", data_dir=str(folder))
+    dataset = _built(folder, model, "cls", "npy")
     names, templates = dataset.classes, dataset.templates
     if grouped:
         dataset = (
-            _decoded(shards)
+            _decoded(shards, "cls", "npy")
             .to_tuple(IMAGES, "cls", "npy")
             .map(lambda sample: (model.transform(sample[0]), torch.tensor([int(sample[1]), int(sample[2][0])])))
         )
@@ -117,7 +153,7 @@ def retrieval(folder: Path, num_shards: int, model: Model) -> tuple[float, int]:
     kind = folder / "dataset_type.txt"
     if not kind.is_file() or kind.read_text().strip().lower() != "retrieval":
         raise UserError(f"{kind} does not say retrieval, as clip_benchmark's webdataset layout needs it")
-    dataset = build_wds_dataset(folder.name, model.transform, split="test", data_dir=str(folder))
+    dataset = _built(folder, model, "txt")
     seen = []
 
     def counted(batches):
@@ -139,7 +175,7 @@ def winogavil(shards: list[Path], model: Model) -> tuple[float, int]:
     associations (the names of the right ones).
     """
     scores, cues = [], 0
-    for sample in _decoded(shards):
+    for sample in _decoded(shards, "json"):
         cues += 1
         answers = sample["json"]
         candidates, cue = answers["candidates"], answers["cue"].lower()

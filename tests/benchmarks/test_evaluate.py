@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -290,3 +291,30 @@ def test_the_batch_script_evaluates_a_suite(variants, checkpoint, tmp_path):
 def test_the_batch_script_needs_the_data(checkpoint, tmp_path):
     done = run_batch_script(checkpoint, tmp_path, SUITE="retrieval", EVAL_DATA="")
     assert done.returncode == 2 and done.stderr.endswith("set it in cluster.env\n"), done.stderr
+
+
+class Harm:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("key", ["imagenet-a", "wilds/fmow", "retrieval/flickr_1k_test_image_text_retrieval"])
+def test_no_other_file_of_a_sample_is_opened(key, model, tmp_path, monkeypatch):
+    """A pickle beside every image; images of a number and a class, a group or a caption."""
+
+    def with_pickles(folder, samples, shards):
+        harm = {"pyd": pickle.dumps(Harm(tmp_path / "mark")), "id": b"no number"}
+        write_plain(folder, [sample | harm for sample in samples], shards)
+
+    write_plain = write_shards
+    monkeypatch.setitem(globals(), "write_shards", with_pickles)
+    data = tmp_path / "data"
+    if key.startswith("retrieval"):
+        make_retrieval(data, range(4), [[f"picture {n}"] for n in range(4)])
+    else:
+        make_classification(data, model, range(4), [0, 0, 0, 1], [1, 1, 2, 2] if key == "wilds/fmow" else None)
+    _, count = scores.evaluate(TASKS[key], data, model)
+    assert count == 4 and not (tmp_path / "mark").exists()

@@ -181,7 +181,6 @@ FAULTS = {
     "no utf-8": ("txt", b"\xff\xfe not utf-8"),
     "untokenisable": ("txt", b"untokenisable"),
     "long caption": ("txt", b"a" * (MAX_CAPTION_BYTES + 1)),
-    "broken json": ("json", b"{"),
 }
 
 

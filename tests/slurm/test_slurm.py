@@ -350,9 +350,9 @@ def test_the_time_limit_requeues_and_the_run_ends_as_if_undisturbed(cluster, sta
 
 def test_evaluation_of_a_checkpoint(cluster, undisturbed):
     imagenet = cluster.folder / "imagenet"
-    for name in ("n01", "n02"):
-        (imagenet / name).mkdir(parents=True)
-        Image.new("RGB", (32, 32), (200, 30, 60)).save(imagenet / name / "0.png")
+    for number in range(1000):
+        (imagenet / f"n{number:08d}").mkdir(parents=True)
+        Image.new("RGB", (32, 32), (200, 30, 60)).save(imagenet / f"n{number:08d}" / "0.png")
     checkpoint = cluster.checkpoints("undisturbed") / f"epoch_{EPOCHS}.pt"
     job = cluster.submit(SCRIPTS / "eval.sh", checkpoint, sbatch=(), IMAGENET_VAL=str(imagenet))
     job.ends("COMPLETED", 60)

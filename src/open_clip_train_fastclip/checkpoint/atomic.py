@@ -112,7 +112,8 @@ def entry_of(path: Path) -> Entry:
 def reading_tensors(path: Path, cure: str) -> Iterator[Any]:
     """An open safetensors file; what the disk or the file does wrong becomes a UserError that ends with `cure`."""
     try:
-        with safe_open(path, framework="pt") as file:
+        # safetensors takes no path that is no UTF-8, but any that leads to the file
+        with open(path, "rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): {cure}") from error

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,14 @@ def load_pt(load: Callable[[], Any]) -> Any:
         for name, value in group.items() if isinstance(group, dict) else ():
             group[name] = value.item() if isinstance(value, np.generic) else value
     return contents
+
+
+def load_mapped(path: str | Path) -> Any:
+    """What load_pt() gives of a file whose tensors stay on the disk until they are used."""
+    # torch maps no path that is no UTF-8, but any that leads to the file
+    with open(path, "rb") as file:
+        name = f"/dev/fd/{file.fileno()}"
+        return load_pt(lambda: torch.load(name, mmap=True, map_location="cpu", weights_only=True))
 
 
 def why_unreadable(error: Exception) -> str:

@@ -10,12 +10,10 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
-
 from ..errors import UserError
 from . import mid_epoch
 from .atomic import REPLACED, UNFINISHED, unfinished, writing
-from .pt_files import load_pt, why_unreadable
+from .pt_files import load_mapped, why_unreadable
 
 LATEST = "epoch_latest.pt"  # of OpenCLIP's --save-most-recent
 DAMAGED = math.inf  # share of the epoch of a mid-epoch checkpoint whose index cannot be read
@@ -80,7 +78,7 @@ def latest_epoch(checkpoints: str | Path) -> int | None:
 def _epochs_done(path: Path) -> int | None:
     """What a .pt file says; None for one without training state. Raises UserError if it cannot be read."""
     try:
-        contents = load_pt(lambda: torch.load(path, mmap=True, map_location="cpu", weights_only=True))
+        contents = load_mapped(path)
     except Exception as error:  # what the bytes of a foreign file can raise has no end
         raise UserError(
             f"{path} is no checkpoint, or cut short ({why_unreadable(error)}): restore it from a copy, or remove it, "

@@ -91,6 +91,8 @@ class _NumberedRows(Dataset[tuple[Any, ...]]):
         seed_augmentation(self.seed, self.shared_epoch.get_value(), row)
         try:
             return *self.rows[row], row, ()
+        except UserError:  # which names the row
+            raise
         except Exception as error:  # what an image library or a transform raises for a bad image is not one kind
             files = getattr(self.rows, "images", None)
             where += f" ({files[row]})" if files else ""

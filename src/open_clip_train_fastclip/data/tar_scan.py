@@ -106,7 +106,7 @@ class ScanCache:
         """Where a folder's counts may lie: beside the shards, then in cache_dir."""
         files = [Path(folder, FILE_NAME)]
         if self.cache_dir:
-            mark = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:12]
+            mark = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:12]
             files.append(Path(self.cache_dir, f"{Path(FILE_NAME).stem}_{mark}.json"))
         return files
 

@@ -3,29 +3,19 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import open_clip
-import pandas as pd
 import torch
 
 from ..checkpoint.index import CHECKPOINT, INDEX
-from ..errors import UserError, named_line, one_line
+from ..errors import UserError, named_line
+from . import imagenet, tables
 from .run_args import building_flags, global_batch_size, has_evaluation_data, has_training_data, is_fastclip
 
 T = TypeVar("T")
-
-
-@contextmanager
-def reading_tables(what: str) -> Iterator[None]:
-    """Turn what pandas says of the rows after the first, which check_before_building() reads, into a UserError."""
-    try:
-        yield
-    except (UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{what} is no table ({one_line(error)}): check the file", on_all_ranks=True) from None
 
 
 def check_before_building(args: argparse.Namespace) -> None:
@@ -43,6 +33,7 @@ def check_before_building(args: argparse.Namespace) -> None:
     for flag, path in (("--imagenet-val", args.imagenet_val), ("--imagenet-v2", args.imagenet_v2)):
         if path and not os.path.isdir(path):
             raise UserError(f"{flag} {path}: there is no such folder")
+    imagenet.check_folders(args)
     for flag, path in (("--train-data", args.train_data), ("--val-data", args.val_data)):
         if path:
             _check_data(flag, path, args)
@@ -115,20 +106,9 @@ def _check_data(flag: str, path: str, args: argparse.Namespace) -> None:
     if kind != "csv" and not (kind == "auto" and path.endswith(("csv", "tsv"))):
         return
     try:
-        table = pd.read_csv(path, sep=args.csv_separator, nrows=1)
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {path} is no table ({one_line(error)}): check the file, or --csv-separator") from None
-    columns = list(table.columns)
-    for option, column in (("--csv-img-key", args.csv_img_key), ("--csv-caption-key", args.csv_caption_key)):
-        if column not in columns:
-            raise UserError(
-                f"{flag} {path} has no column {column!r} ({option}); it has {', '.join(map(repr, columns[:8]))}: "
-                f"name the right one, or its separator with --csv-separator"
-            )
-    if table.empty:
-        raise UserError(f"{flag} {path} has no rows: check the file")
+        tables.read_table(tables.Columns.of(path, args))
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
 
 
 def check_steps(dataloader: Any, args: argparse.Namespace) -> None:

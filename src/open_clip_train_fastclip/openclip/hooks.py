@@ -40,18 +40,18 @@ from . import checkpoints, checks, register_models, resume, run_args, schedules,
 from .checkpoints import EpochCheckpoints, RunState
 from .environment import check_environment
 from .evaluation import Evaluation, accuracy
+from .files import FileHooks, keep_content_of_images
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
 from .temperature import check_temperature, settle_temperature
-from .torch_logs import torch_log_levels_kept
 from .usable import watch
 
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
 
 
-class Run:
+class Run(FileHooks):
     """The state of one run and the replacements named in patches.PATCHES."""
 
     args: argparse.Namespace
@@ -103,11 +103,6 @@ class Run:
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
             self.val_shards = check_shards(args.val_data, "--val-data", args.skip_broken_shards)
         return device
-
-    def setup_logging(self, stock: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """OpenCLIP's handlers and levels, but for torch's loggers."""
-        with torch_log_levels_kept():
-            stock(*args, **kwargs)
 
     def torch_of_distributed(self, stock: Any) -> View:
         """torch as OpenCLIP's distributed module sees it: process groups get --dist-timeout."""
@@ -179,8 +174,8 @@ class Run:
         if args.rank == 0:
             for note in args.fastclip_notes:
                 logging.info(note)
-        with checks.reading_tables("--train-data or --val-data"):
-            data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        keep_content_of_images(data)
         watch(data, args, self.manifest, self.val_shards)
         train = data.get("train")
         if train is None:

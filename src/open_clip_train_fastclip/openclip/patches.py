@@ -62,15 +62,19 @@ PARSER = Patch("open_clip_train.params", "argparse", (), "parse_args() builds it
 PARSE_ARGS = Patch(MAIN, "parse_args", ("args",), IN_MAIN)
 PATCHES = (
     Patch(MAIN, "init_distributed_device", ("args",), f"{IN_MAIN}, first after the flags"),
-    Patch(MAIN, "setup_logging", ("log_file", "level"), f"{IN_MAIN}, once"),
     Patch("open_clip_train.distributed", "torch", (), "init_distributed_device() makes the process group through it",
           method="torch_of_distributed"),
     Patch(MAIN, "torch", (), "main() saves through torch.save and wraps through torch.nn.parallel, found here",
           method="torch_of_main"),
+    Patch(MAIN, "setup_logging", ("log_file", "level"), f"{IN_MAIN}, before it logs anything"),
+    Patch(MAIN, "open", ("file", "mode"), "main() writes params.txt alone through it, and a global of its module comes "
+          "before a builtin", method="open_in_main", used_by="main"),
     Patch(MAIN, "get_latest_checkpoint", ("path", "remote"), f"{IN_MAIN}, for --resume latest"),
     Patch(MAIN, "pt_load", ("file_path", "map_location"), f"{IN_MAIN}, for --resume"),
     Patch(MAIN, "copy_codebase", ("args",), IN_MAIN),
     Patch(MAIN, "get_data", ("args", "preprocess_fns", "epoch", "tokenizer"), IN_MAIN),
+    Patch("open_clip_train.data", "CsvDataset", ("input_filename", "transforms", "img_key", "caption_key", "sep"),
+          "get_csv_dataset() looks it up in its own module, for training and evaluation", method="csv_dataset"),
     Patch(MAIN, "create_model_and_transforms", ("model_name",), f"{IN_MAIN}, before DDP and the optimizer",
           lambda args: is_fastclip(args) or args.freeze_temperature or args.temperature is not None or args.resume
           or building_flags(args) or args.lock_image or args.lock_text),

@@ -18,6 +18,7 @@ from open_clip_train.data import DataInfo, SharedEpoch, get_dataset_size
 from webdataset.filters import FilterFunction
 from webdataset.utils import pytorch_worker_info
 
+from ..data.decoding import without_needless
 from ..data.identity import DataIdentity
 from ..data.manifest import ShardManifest, read_manifest
 from ..data.position import DataPosition
@@ -30,11 +31,12 @@ from ..errors import UserError
 from ..ranks import agree
 from ..training.signals import ignore_signals
 from . import run_args
-from .usable import checked, read_shard, select_usable, skip_broken, stage_name
+from .usable import checked, decode_needed, read_shard, select_usable, skip_broken, stage_name
 
 STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
     "tarfile_to_samples_nothrow", "_shuffle", "_select", "_decode", "_rename", "_map_dict", "_to_tuple", "_batched",
 )  # fmt: skip
+INSTALL = "install 'open_clip_torch[training]>=3.3,<4'"
 
 
 # -------------------------------------------------------------------- the shards and their sizes
@@ -134,13 +136,15 @@ def rebuild(
     shards, the shuffle of samples and the augmentations. tally: counts what is left out. per_epoch: as in DataPosition.
     Call it before the loader is iterated.
 
-    A sample that cannot be decoded is skipped with a warning and its id stays unused; an error while a shard is read
-    ends that shard with a warning. The loader raises UserError for an id that does not fit, and for a worker whose
-    shards do not fill one batch, which OpenCLIP would read again and again without end.
+    Only image, caption and, for such ids, the json are decoded. A sample that cannot be decoded is skipped with a
+    warning and its id stays unused; an error while a shard is read ends that shard with a warning. The loader raises
+    UserError for an id that does not fit, and for a worker whose shards do not fill one batch, which OpenCLIP would
+    read again and again without end.
     """
     loader = dataloader.pipeline[0]
     stages, tally = loader.dataset.pipeline, tally or Tally(loader.num_workers)
     _require_stages(stages)
+    with_json = manifest is None
     seed_order(stages, seed, shared_epoch)
     read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
     reader: Callable[[Sample], Iterator[Sample]] = functools.partial(_read_counted, tally)
@@ -153,12 +157,13 @@ def rebuild(
     replacements = {
         read: stream.read,
         select: lambda samples: short_captions(select_usable(select, tally, stream.leave_shuffle(samples))),
-        decode: functools.partial(skip_broken, decode, tally),
+        decode: decode_needed(tally, with_json),
         transform: functools.partial(skip_broken, transform, tally),
         to_tuple: with_id if manifest is not None else lambda samples: with_id(_numbered_by_key(samples, num_samples)),
         batch: stream.batches,
     }
     stages[:] = [replacements.get(stage, stage) for stage in stages]
+    stages.insert(STAGES.index("_shuffle") - len(STAGES), functools.partial(without_needless, with_json=with_json))
     return DataPosition(stream, num_samples, batch.args[0], loader.num_workers, per_epoch)
 
 
@@ -166,8 +171,7 @@ def _require_stages(stages: list[Any]) -> None:
     names = tuple(stage_name(stage) for stage in stages[-len(STAGES) :])
     if names != STAGES:
         raise UserError(
-            f"the installed OpenCLIP reads shards in the stages {', '.join(names)}, which this package does not know: "
-            "install 'open_clip_torch[training]>=3.3,<4'"
+            f"the installed OpenCLIP reads shards in the stages {', '.join(names)}, unknown to this package: {INSTALL}"
         )
 
 

@@ -10,6 +10,7 @@ import open_clip
 import open_clip_train.main
 import torch
 
+from ..checkpoint.pt_files import load_mapped
 from ..data.shard_list import check_shards, check_shards_for_workers, expand_shards
 from ..errors import UserError, one_line
 from ..loss.config import FastCLIPConfig
@@ -80,7 +81,7 @@ def _check_resume(args: argparse.Namespace, model: Any) -> int:
 
 
 def _mapped(path: str, map_location: str) -> Any:
-    return torch.load(path, map_location=map_location, mmap=True, weights_only=True)
+    return load_mapped(path)
 
 
 def _check_space(args: argparse.Namespace, model: Any, done: int) -> str:

@@ -10,9 +10,11 @@ import open_clip_train.data as openclip_data
 from open_clip_train.data import DataInfo
 from webdataset import DataPipeline
 from webdataset.filters import FilterFunction
+from webdataset.filters import map as mapped
 from webdataset.tariterators import group_by_keys
 
 from ..data.checked_loader import CheckedLoader, EvaluationLoader, no_evaluation
+from ..data.decoding import decode_sample, without_needless
 from ..data.manifest import ShardManifest, read_all_sizes
 from ..data.shard_list import some
 from ..data.tally import Tally, name_of, why_unusable
@@ -65,6 +67,15 @@ def select_usable(select: FilterFunction, tally: Tally, samples: Samples) -> Ite
             yield sample
         else:
             tally.left_out(why_unusable(sample), name_of(sample))
+
+
+def decode_needed(tally: Tally, with_json: bool = False) -> Callable[[Samples], Iterator[Any]]:
+    """In place of OpenCLIP's decoding of all files by their endings: of image and caption, with_json: and json."""
+    return functools.partial(skip_broken, mapped(functools.partial(decode_sample, with_json=with_json)), tally)
+
+
+def _shuffle_needed(shuffle: FilterFunction, samples: Samples) -> Any:
+    return shuffle(without_needless(samples, with_json=False))
 
 
 def skip_broken(stage: FilterFunction, tally: Tally, samples: Samples) -> Iterator[Any]:
@@ -131,11 +142,11 @@ def watch(
             shards = train.dataloader.pipeline[0].dataset.pipeline[0].urls
             # what the epoch's length was made of
             recorded = manifest.recorded if manifest else {} if args.train_num_samples else read_all_sizes(shards)
-            tally = _watch_stages(train.dataloader, recorded, args.workers, is_train=True)
+            tally = watch_stages(train.dataloader, recorded, args.workers, is_train=True)
             train.dataloader = checked(train.dataloader, tally, args, train.shared_epoch)
     if evaluation is not None and val_shards:
         keep_shards(evaluation.dataloader, val_shards, "--val-data")
-        tally = _watch_stages(evaluation.dataloader, {}, args.workers, is_train=False)
+        tally = watch_stages(evaluation.dataloader, {}, args.workers, is_train=False)
         agree(_require_usable, evaluation.dataloader, tally)
         evaluation.dataloader = EvaluationLoader(evaluation.dataloader, tally)
 
@@ -152,7 +163,7 @@ def keep_shards(dataloader: Any, listed: Iterable[str], flag: str) -> None:
     shards.urls = [url for url in shards.urls if url in kept]
 
 
-def _watch_stages(dataloader: Any, recorded: Mapping[str, int], workers: int, is_train: bool) -> Tally:
+def watch_stages(dataloader: Any, recorded: Mapping[str, int], workers: int, is_train: bool) -> Tally:
     stages = dataloader.pipeline[0].dataset.pipeline
     tally = Tally(workers)
     watched: dict[str, Callable[[Any], Callable[[Any], Any]]] = {
@@ -161,7 +172,8 @@ def _watch_stages(dataloader: Any, recorded: Mapping[str, int], workers: int, is
         ),
         "tarfile_samples": lambda _: functools.partial(_read, group_by_keys, tally, recorded),
         "_select": lambda stage: functools.partial(select_usable, stage, tally),
-        "_decode": lambda stage: functools.partial(skip_broken, stage, tally),
+        "_shuffle": lambda stage: functools.partial(_shuffle_needed, stage),
+        "_decode": lambda _: decode_needed(tally),
         "_map_dict": lambda stage: functools.partial(skip_broken, stage, tally),
         "_batched": lambda stage: functools.partial(_batches, stage, tally, is_train),
     }
