@@ -11,6 +11,8 @@ import argparse
 import os
 import sys
 
+import torch.distributed as dist
+
 from ..errors import UserError
 from .run_args import is_webdataset
 
@@ -28,7 +30,7 @@ def check_environment(args: argparse.Namespace) -> None:
                 on_all_ranks=True,
             )
     _check_workers(args)
-    if not args.horovod:
+    if not args.horovod and not dist.is_initialized():
         _check_processes(args.dist_url)
 
 
