@@ -23,7 +23,7 @@ from ..training.progress import Progress
 from ..training.save_trigger import Interval, SaveTrigger, parse_interval
 from ..training.signals import PreemptionSignals
 from .pipeline import TrainingData
-from .run_args import global_batch_size, has_training_data, is_fastclip, logs_are_written
+from .run_args import global_batch_size, has_training_data, is_fastclip, logs_are_written, model_settings
 
 LATEST_IN_THE_MAKING = "tmp.pt"  # OpenCLIP saves this and renames it to epoch_latest.pt
 
@@ -44,7 +44,9 @@ class EpochCheckpoints:
         """In place of torch.save: atomic, and with a note of the loss in FastCLIP's checkpoints."""
         if is_fastclip(self.args) and Path(path).name == LATEST_IN_THE_MAKING:
             self._latest_epoch = contents["epoch"]
-        atomic_torch_save(with_note(contents, self.args.loss) if is_fastclip(self.args) else contents, path)
+        if is_fastclip(self.args):
+            contents = with_note(contents, self.args.loss, model_settings(self.args))
+        atomic_torch_save(contents, path)
 
     def save_state(self, loss: FastCLIPLoss, data: DataIdentity, epoch: int) -> None:
         """Save FastCLIP's state if main() is about to save a .pt with `epoch` epochs done (collective)."""
@@ -117,7 +119,7 @@ class RunState:
         if self.scaler is not None:
             contents["scaler"] = self.scaler.state_dict()
         copied: dict[str, Any] = _on_cpu(contents)
-        return copied if self.loss is None else with_note(copied, self.args.loss)
+        return copied if self.loss is None else with_note(copied, self.args.loss, model_settings(self.args))
 
 
 def _on_cpu(value: Any) -> Any:
