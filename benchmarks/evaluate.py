@@ -14,20 +14,19 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.factory import load_state_dict
 
 from open_clip_train_fastclip.errors import UserError, one_line
 from open_clip_train_fastclip.openclip import register_models
+from open_clip_train_fastclip.openclip.run_args import MODEL_SETTINGS
 
 from .experiments.run_log import read_settings
 from .harness.command import positive
 from .harness.records import RESULTS, finish
 from .zero_shot.tasks import SUITES, Task
 
-# Settings of a run's params.txt that change what the model computes; create_model_and_transforms has the same names.
-MODEL_SETTINGS = (
-    *("force_quick_gelu", "force_custom_text", "force_image_size"),
-    *("image_mean", "image_std", "image_interpolation", "image_resize_mode"),
-)
+TRANSFORMS = ("image_mean", "image_std", "image_interpolation", "image_resize_mode")
+FORCED = ("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length")
 
 
 def load_model(args):
@@ -37,21 +36,62 @@ def load_model(args):
     if not args.checkpoint.is_file():
         raise UserError(f"{args.checkpoint}: there is no such file")
     register_models()
-    settings = read_settings(args.checkpoint.absolute().parent.parent)
+    settings = model_settings(args.checkpoint)
     name = args.model or settings.get("model")
     if not name:
         raise UserError(f"no params.txt beside {args.checkpoint} says which model this is: add --model")
     if ":" not in name and name not in open_clip.list_models():
         raise UserError(f"--model {name} is unknown: open_clip.list_models() names all")
-    changed = {key: _plain(settings[key]) for key in MODEL_SETTINGS if key in settings}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, _, transform = open_clip.create_model_and_transforms(
-            name, pretrained=str(args.checkpoint), device=device, **changed
-        )
+        model, transform = trained_model(name, args.checkpoint, settings, device)
     except Exception as error:  # torch, open_clip and pickle have many for a file that does not fit
         raise UserError(f"{args.checkpoint} is no checkpoint of {name} ({one_line(error)}): check --model") from error
-    return name, Model(model.eval(), transform, open_clip.get_tokenizer(name), device, args.batch_size, args.workers)
+    tokenizer = open_clip.get_tokenizer(name, context_length=settings.get("force_context_length"))
+    return name, Model(model.eval(), transform, tokenizer, device, args.batch_size, args.workers)
+
+
+def model_settings(checkpoint: Path) -> dict:
+    """The settings of the run that change the model: as the checkpoint itself says or, if it does not, params.txt.
+
+    params.txt is looked for beside the checkpoint and in the two folders above.
+    """
+    found = (read_settings(folder) for folder in checkpoint.absolute().parents[:3])
+    settings = {name: _plain(text) for name, text in next(filter(None, found), {}).items()}
+    try:
+        note = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["fastclip"]["model"]
+    except Exception:  # a file of another kind, which open_clip may know, or a checkpoint without a note
+        note = {}
+    return {name: value for name, value in {**settings, **note}.items() if name in MODEL_SETTINGS}
+
+
+def trained_model(name: str, checkpoint: Path, settings: dict, device: str):
+    """The model built as the run built it, with its weights, and the transform of its images.
+
+    Raises ValueError for weights of another model or of another size, which open_clip would resize.
+    """
+    changed = {key: settings[key] for key in (*TRANSFORMS, *FORCED) if key in settings}
+    weights = load_state_dict(str(checkpoint))
+    if "logit_bias" in weights:
+        changed["init_logit_bias"] = 0.0  # so that there is one
+    if any(key.startswith("text.") for key in weights):
+        changed["force_custom_text"] = True
+    # the weights of a model's own, as hf-hub: names have them, are not those of the run
+    model, _, transform = open_clip.create_model_and_transforms(
+        name, load_weights=False, pretrained_text=False, device=device, **changed
+    )
+    if settings.get("lock_image") and settings.get("lock_image_freeze_bn_stats"):
+        model.lock_image_tower(settings["lock_image_unlocked_groups"], freeze_bn_stats=True)
+    own = model.state_dict()
+    for key in own.keys() & weights.keys():
+        if own[key].numel() != weights[key].numel():
+            raise ValueError(f"{key} has the shape {list(weights[key].shape)}, the model's has {list(own[key].shape)}")
+    keys = open_clip.load_checkpoint(model, str(checkpoint), strict=False)
+    # --torchscript stores buffers that other models make
+    foreign = set(keys.unexpected_keys) - {key for key, _ in model.named_buffers()}
+    if keys.missing_keys or foreign:
+        raise ValueError(f"{sorted(foreign)[:3]} are not in the model, {keys.missing_keys[:3]} not in the checkpoint")
+    return model, transform
 
 
 def _plain(text: str):

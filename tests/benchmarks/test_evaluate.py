@@ -11,20 +11,22 @@ import pickle
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from cli import TINY  # noqa: F401  registers ViT-Glyph-32
-from make_data import image_of, write_tar
+from cli import TINY, run_cli  # registers ViT-Glyph-32
+from make_data import image_of, make_csv, write_tar
 from torch.nn.functional import normalize
 
 pytest.importorskip("clip_benchmark", reason="clip_benchmark is missing: pip install -e '.[evaluate]'")
 from benchmarks import evaluate
 from benchmarks.zero_shot import scores
 from benchmarks.zero_shot.tasks import DATACOMP, IMAGENET_VARIANTS, RETRIEVAL, SUITES
+from open_clip_train_fastclip.errors import UserError
 
 EVAL_SH = Path(__file__).parents[2] / "scripts" / "slurm" / "eval.sh"
 MODEL = "ViT-Glyph-32"
@@ -318,3 +320,97 @@ def test_no_other_file_of_a_sample_is_opened(key, model, tmp_path, monkeypatch):
         make_classification(data, model, range(4), [0, 0, 0, 1], [1, 1, 2, 2] if key == "wilds/fmow" else None)
     _, count = scores.evaluate(TASKS[key], data, model)
     assert count == 4 and not (tmp_path / "mark").exists()
+
+
+SETTINGS = {  # flags of the training command, and what of the model shows them
+    "siglip": ("--loss siglip", lambda model: model.logit_bias is not None),
+    "image size": ("--force-image-size 64", lambda model: model.visual.image_size == (64, 64)),
+    "image size in two": ("--force-image-size 64 32", lambda model: tuple(model.visual.image_size) == (64, 32)),
+    "context length": ("--force-context-length 20", lambda model: model.context_length == 20),
+    "quick gelu": ("--force-quick-gelu", lambda model: "QuickGELU" in str(model)),
+    "custom text": ("--force-custom-text", lambda model: hasattr(model, "text")),
+    "torchscript": ("--torchscript", lambda model: True),
+    "patch dropout": ("--force-patch-dropout 0.5", lambda model: True),
+    "mean": (
+        "--image-mean 0.1 0.2 0.3 --image-std 0.5 0.5 0.5 --image-interpolation bilinear --image-resize-mode squash",
+        lambda model: (
+            model.visual.preprocess_cfg["mean"] == [0.1, 0.2, 0.3]
+            and model.visual.preprocess_cfg["interpolation"] == "bilinear"
+            and model.visual.preprocess_cfg["resize_mode"] == "squash"
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return make_csv(tmp_path_factory.mktemp("table"), rows=8)
+
+
+def trained(flags, loss, table, folder):
+    """epoch_1.pt of a run."""
+    command = [*TINY, "--loss", loss, *flags.split(), "--train-data", table, "--logs", folder, "--name", "run"]
+    run = run_cli(command, folder / "out")
+    assert run.ok, run
+    return folder / "run" / "checkpoints" / "epoch_1.pt"
+
+
+def load(checkpoint, model=None):
+    return evaluate.load_model(Namespace(checkpoint=checkpoint, model=model, batch_size=1, workers=0))[1]
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting"),
+    [*(("clip", name) for name in SETTINGS), *(("fastclip-v3", name) for name in list(SETTINGS)[1:])],
+)
+def test_the_model_is_the_one_that_was_trained(loss, setting, table, tmp_path):
+    flags, shows = SETTINGS[setting]
+    checkpoint = trained(flags, loss, table, tmp_path)
+    loaded = load(checkpoint)
+    assert shows(loaded.model)
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, stored[key]) for key, value in loaded.model.state_dict().items())
+    embed(loaded, [1], ["a caption of some words"])  # image and text fit
+    if loss == "fastclip-v3":  # which says it itself, so it may be moved; OpenCLIP's own do not
+        (tmp_path / "moved").mkdir()
+        assert shows(load(Path(shutil.move(checkpoint, tmp_path / "moved"))).model)
+
+
+def test_another_image_size_is_not_resized_in_silence(table, tmp_path):
+    """A checkpoint of OpenCLIP's losses without its params.txt."""
+    checkpoint = trained("--force-image-size 64", "clip", table, tmp_path)
+    (tmp_path / "moved").mkdir()
+    moved = shutil.copy(checkpoint, tmp_path / "moved")
+    with pytest.raises(UserError, match="visual.positional_embedding has the shape"):
+        load(Path(moved), MODEL)
+    shutil.copy(tmp_path / "run" / "params.txt", tmp_path / "moved")
+    assert load(Path(moved)).model.visual.image_size == (64, 64)
+
+
+def test_a_checkpoint_inside_an_epoch(table, tmp_path):
+    trained("--force-image-size 64 --save-every 1steps", "clip", table, tmp_path)
+    (inside,) = (tmp_path / "run" / "checkpoints").glob("epoch_*/checkpoint.pt")
+    assert load(inside).model.visual.image_size == (64, 64)
+
+
+def test_weights_that_do_not_fit_are_named(checkpoint, tmp_path):
+    weights = torch.load(checkpoint, weights_only=True)
+    weights["state_dict"]["module.more"] = weights["state_dict"].pop("module.ln_final.bias")
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="'more'.* are not in the model, .*ln_final.bias"):
+        load(tmp_path / "a.pt", MODEL)
+
+
+def test_frozen_batch_norms(tmp_path):
+    """Of --lock-image --lock-image-freeze-bn-stats: they have one buffer less."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": text}
+    (tmp_path / "RN-Tiny.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "RN-Tiny.json")
+    trained = open_clip.create_model("RN-Tiny")
+    trained.lock_image_tower(0, freeze_bn_stats=True)
+    torch.save({"epoch": 1, "state_dict": trained.state_dict()}, tmp_path / "a.pt")
+    locked = "lock_image: True\nlock_image_freeze_bn_stats: True\nlock_image_unlocked_groups: 0\n"
+    (tmp_path / "params.txt").write_text("model: RN-Tiny\n" + locked)
+    loaded = load(tmp_path / "a.pt").model
+    assert loaded.state_dict().keys() == trained.state_dict().keys()

@@ -13,12 +13,14 @@ from ..errors import one_line
 NUMPY_CODES = ("f4", "f8", "i4", "i8")  # of the numbers that older training code left in its optimizer's groups
 
 
-def with_note(contents: dict[str, Any], loss: str) -> dict[str, Any]:
+def with_note(contents: dict[str, Any], loss: str, model: dict[str, Any] | None = None) -> dict[str, Any]:
     """The contents of a checkpoint of one of our losses, with a note under "fastclip" that says so.
 
-    The note is of plain values, so that the file loads under weights_only=True.
+    model: the settings that the model was built with. The note is of plain values, so that the file loads under
+    weights_only=True.
     """
-    return {**contents, "fastclip": {"loss": loss, "epoch": contents["epoch"]}}
+    note = {"loss": loss, "epoch": contents["epoch"]}
+    return {**contents, "fastclip": note if model is None else {**note, "model": model}}
 
 
 def load_pt(load: Callable[[], Any]) -> Any:

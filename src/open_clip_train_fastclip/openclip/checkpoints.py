@@ -24,7 +24,7 @@ from ..training.progress import Progress
 from ..training.save_trigger import Interval, SaveTrigger, parse_interval
 from ..training.signals import PreemptionSignals
 from .pipeline import TrainingData
-from .run_args import global_batch_size, has_training_data, is_fastclip, logs_are_written
+from .run_args import global_batch_size, has_training_data, is_fastclip, logs_are_written, model_settings
 
 LATEST_IN_THE_MAKING = "tmp.pt"  # OpenCLIP saves this and renames it to epoch_latest.pt
 
@@ -47,7 +47,9 @@ class EpochCheckpoints:
         _refuse_nonfinite(first_nonfinite(contents), self.folder)
         if is_fastclip(self.args) and Path(path).name == LATEST_IN_THE_MAKING:
             self._latest_epoch = contents["epoch"]
-        atomic_torch_save(with_note(contents, self.args.loss) if is_fastclip(self.args) else contents, path)
+        if is_fastclip(self.args):
+            contents = with_note(contents, self.args.loss, model_settings(self.args))
+        atomic_torch_save(contents, path)
 
     def end_epoch(self, state: "RunState", epoch: int, bad_steps: int) -> None:
         """Before main() saves a .pt with `epoch` epochs done: FastCLIP's state, complete on all ranks (collective).
@@ -152,7 +154,7 @@ class RunState:
         if self.scaler is not None:
             contents["scaler"] = self.scaler.state_dict()
         copied: dict[str, Any] = _on_cpu(contents)
-        return copied if self.loss is None else with_note(copied, self.args.loss)
+        return copied if self.loss is None else with_note(copied, self.args.loss, model_settings(self.args))
 
 
 def _refuse_nonfinite(name: str | None, checkpoints: Path) -> None:

@@ -1,8 +1,15 @@
 """What the settled flags of a run say of it."""
 
 import argparse
+from typing import Any
 
 from ..loss.config import LOSSES
+
+MODEL_SETTINGS = (  # flags that change what the model computes in evaluation
+    *("model", "siglip", "force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length"),
+    *("image_mean", "image_std", "image_interpolation", "image_resize_mode"),
+    *("lock_image", "lock_image_unlocked_groups", "lock_image_freeze_bn_stats"),
+)
 
 
 def is_fastclip(args: argparse.Namespace) -> bool:
@@ -34,6 +41,11 @@ def global_batch_size(args: argparse.Namespace) -> int:
     """Pairs of one step over all ranks and accumulated micro-batches."""
     pairs: int = args.batch_size * args.world_size * args.accum_freq
     return pairs
+
+
+def model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a reader of the run's checkpoint needs to build its model: plain values."""
+    return {name: getattr(args, name) for name in MODEL_SETTINGS}
 
 
 def is_webdataset(path: str, dataset_type: str) -> bool:
