@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="epoch_N.pt")
     parser.add_argument("--suite", required=True, choices=SUITES)
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets' folders wds_NAME")
-    parser.add_argument("--model", help="name of the model (default: what the run's params.txt says)")
+    parser.add_argument("--model", help="name of the model (default: what the checkpoint or its params.txt says)")
     parser.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=4, help="processes that read images (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of evaluate.jsonl")

@@ -94,10 +94,14 @@ def test_the_mark_is_made_if_a_pickle_is_opened(tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("loss", ["clip", "siglip", "fastclip-v3"])
-def test_every_loss_trains_and_evaluates_beside_needless_files(loss, tmp_path):
+@pytest.mark.parametrize(
+    "flags",
+    ["--loss clip", "--loss clip --dataset-resampled", "--loss siglip", "--loss fastclip-v3 --dataset-resampled"],
+)
+def test_every_loss_trains_and_evaluates_beside_needless_files(flags, tmp_path):
     shard = make_shard(tmp_path / "00000.tar", tmp_path / "mark")
-    flags = [*TINY, "--batch-size", 4, "--loss", loss, "--train-data", shard, "--val-data", shard, "--logs", tmp_path]
+    data = ["--train-data", shard, "--val-data", shard, "--logs", tmp_path]
+    flags = [*TINY, "--batch-size", 4, *flags.split(), *data]
     run = run_cli(flags, tmp_path / "out")
     assert run.ok and "WARNING | shard" not in run.output[0] and not (tmp_path / "mark").exists(), run
 
