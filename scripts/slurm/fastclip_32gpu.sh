@@ -51,7 +51,7 @@ read_flags "$file" "$loss"
 [[ ${REHEARSE:-} != 1 ]] || read_flags "$here/recipes/rehearsal.args" "$loss"
 given=()
 continues=
-for complete in "$run"/checkpoints/{*.pt,epoch_*_step_*[0-9]/index.json}; do
+for complete in "$run"/checkpoints/{epoch_*[0-9].pt,epoch_latest.pt,epoch_*_step_*[0-9]/index.json}; do
     [[ ! -e $complete ]] || continues=1
 done
 # --resume FILE is where a run starts. Once it has checkpoints of its own the same command, or a restart of the job,
@@ -59,7 +59,7 @@ done
 file_of_start=$(value_of --resume "" "$@")
 [[ $file_of_start != latest ]] || file_of_start=
 if [[ -n $continues && -n $file_of_start ]] && { ((${SLURM_RESTART_COUNT:-0} > 0)) ||
-    [[ $file_of_start == "$(cat "$run/resumed_from" 2>/dev/null)" ]]; }; then
+    [[ $file_of_start == "$(cat "$run/resumed_from" 2>/dev/null || echo "$file_of_start")" ]]; }; then
     say "$name started from $file_of_start and goes on from its own checkpoints"
     file_of_start=
 fi
@@ -83,7 +83,7 @@ if [[ -n $other && $other != "$SLURM_JOB_ID" && $(squeue -h -j "$other" -o %T 2>
     die "job $other is training $name now: wait for it, scancel it, or give another --name"
 fi
 echo "$SLURM_JOB_ID" >"$run/job"
-[[ -z $file_of_start ]] || echo "$file_of_start" >"$run/resumed_from"
+[[ -n $continues ]] || echo "$file_of_start" >"$run/resumed_from"
 
 # How many starts in a row found no checkpoint that is newer than the start before; kept in a file of that start's time.
 idle_file=$run/idle_starts

@@ -1,6 +1,7 @@
 """--fastclip-temperature of a resumed run: a constant one is obeyed, another start of a learned one is refused."""
 
 import json
+import math
 import re
 
 import pytest
@@ -65,3 +66,15 @@ def test_the_released_default_is_no_start_that_is_given(csv, tmp_path):
     assert run_cli([*flags, "--temperature", "0.05"], tmp_path / "out").ok
     run = run_cli([*flags, "--resume", "latest", "--epochs", 2], tmp_path / "out")
     assert run.ok and stored(tmp_path, 2)[1] == 0.05, run
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_openclips_own_temperature_at_a_resume(frozen, csv, tmp_path):
+    """A frozen one is obeyed; where a learned one started is not known any more."""
+    flags = [*TINY, "--train-data", csv, "--logs", tmp_path, "--name", "run", *(["--freeze-temperature"] * frozen)]
+    assert run_cli([*flags, "--temperature", "0.05"], tmp_path / "out").ok
+    run = run_cli([*flags, "--resume", "latest", "--epochs", 2, "--temperature", "0.2"], tmp_path / "out")
+    scale = torch.load(tmp_path / "run" / "checkpoints" / "epoch_2.pt")["state_dict"]["logit_scale"].item()
+    said = "tau is 0.2, as --temperature says; in the checkpoint it was 0.05" if frozen else "tau goes on at 0.0"
+    assert run.ok and said in run.output[0], run
+    assert scale == pytest.approx(math.log(5 if frozen else 20), rel=1e-3)

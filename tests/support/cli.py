@@ -58,6 +58,8 @@ def _child(function, arguments, log: Path, env: dict) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")  # as Python's own
     os.environ.update(env)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where they are ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     code = 70
     try:
         code = function(*arguments)

@@ -106,7 +106,7 @@ def test_a_terminal_that_is_closed(csv, tmp_path):
     argv = [sys.executable, "-m", "open_clip_train_fastclip.main", *flags(csv, tmp_path, "--loss", "fastclip-v3")]
     process = subprocess.Popen(
         argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # becomes the controlling terminal
+        preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(slave)
     shown = []
@@ -116,6 +116,11 @@ def test_a_terminal_that_is_closed(csv, tmp_path):
     os.close(master)
     assert process.wait(ENOUGH) == 75, (tmp_path / "run" / "out.log").read_text()[-3000:]
     assert len(saved(tmp_path)) == 1 and b"epoch 1/500: " in b"".join(shown)
+
+
+def take_terminal():
+    os.close(os.open(os.ttyname(0), os.O_RDWR))  # becomes the controlling one
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def read(descriptor):

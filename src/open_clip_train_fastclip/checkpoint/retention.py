@@ -13,6 +13,8 @@ from pathlib import Path
 from ..errors import UserError
 from . import mid_epoch
 from .atomic import REPLACED, UNFINISHED, unfinished, writing
+from .finite import first_nonfinite
+from .index import CHECKPOINT
 from .pt_files import load_mapped, why_unreadable
 
 LATEST = "epoch_latest.pt"  # of OpenCLIP's --save-most-recent
@@ -42,12 +44,18 @@ def all_checkpoints(checkpoints: str | Path) -> list[tuple[int, float, Path]]:
 
     Raises UserError for an epoch_latest.pt that cannot be read, since its name does not tell how new it is.
     """
-    found = mid_epoch_checkpoints(checkpoints)
-    for path in Path(checkpoints).glob("epoch_*.pt"):
-        if match := re.fullmatch(r"epoch_(\d+)\.pt", path.name):
-            found.append((int(match[1]), 0.0, path))
+    found = _named_checkpoints(checkpoints)
     if (epoch := latest_epoch(checkpoints)) is not None:
         found.append((epoch, 0.0, Path(checkpoints, LATEST)))
+    return sorted(found)
+
+
+def _named_checkpoints(checkpoints: str | Path) -> list[tuple[int, float, Path]]:
+    """Those whose names tell their epochs."""
+    found = mid_epoch_checkpoints(checkpoints)
+    for path in Path(checkpoints).glob("epoch_*.pt"):
+        if (match := re.fullmatch(r"epoch_(\d+)\.pt", path.name)) and path.is_file():
+            found.append((int(match[1]), 0.0, path))
     return sorted(found)
 
 
@@ -66,6 +74,22 @@ def newest_checkpoint(checkpoints: str | Path) -> Path | None:
             return path
         holds = "no training state" if inside is None else f"epoch {inside}"
         logging.warning(f"{path} holds {holds}, unlike its name says: passed over")
+    return None
+
+
+def newest_good_checkpoint(checkpoints: str | Path) -> Path | None:
+    """The newest checkpoint that can be read, and whose weights and moments are finite: what a message may name."""
+    try:
+        found = all_checkpoints(checkpoints)
+    except UserError:
+        found = _named_checkpoints(checkpoints)
+    for *_, path in reversed(found):
+        try:
+            contents = load_mapped(path / CHECKPOINT if path.is_dir() else path)
+        except Exception:  # see _epochs_done()
+            continue
+        if isinstance(contents, dict) and "epoch" in contents and first_nonfinite(contents) is None:
+            return path
     return None
 
 

@@ -105,8 +105,8 @@ class FastCLIPLoss(SavedElsewhere):
 
         The step counts as one that was not usable; the clock of tau_lr goes on.
         """
-        step = self._current
-        if step.update is None:
+        step = self._step
+        if step is None or step.update is None:
             return
         before = step.update.before
         self.table.write(step.ids_B, before.rows_BC)

@@ -30,7 +30,8 @@ class NonfiniteGuard:
     ):
         """loss: None for one that tells nothing of its features; it shows in the gradients then."""
         self.loss, self.optimizer, self.scaler = loss, optimizer, scaler
-        self.in_a_row = 0
+        self.left_out = 0  # steps in a row in which nothing moved
+        self.in_a_row = 0  # bad ones of them: those in which a scaler looks for its scale are none
         self._stepped = False
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._statistics = [buffer for module in norms for buffer in module.buffers(recurse=False)]
@@ -41,9 +42,10 @@ class NonfiniteGuard:
     def end_step(self) -> None:
         """Call it when the optimizer has had its chance; the GradScaler may have passed it over."""
         if self._stepped:
-            self._stepped, self.in_a_row = False, 0
+            self._stepped, self.left_out, self.in_a_row = False, 0, 0
             _copy(self._statistics, self._good_statistics)
             return
+        self.left_out += 1
         if not self._is_looking_for_scale():
             self.in_a_row += 1
         _copy(self._good_statistics, self._statistics)

@@ -13,7 +13,7 @@ from ..checkpoint.atomic import atomic_torch_save
 from ..checkpoint.finite import first_nonfinite
 from ..checkpoint.mid_epoch import Header, Layout, RankPart
 from ..checkpoint.pt_files import with_note
-from ..checkpoint.retention import latest_epoch, newest_checkpoint, prune_states
+from ..checkpoint.retention import latest_epoch, newest_good_checkpoint, prune_states
 from ..checkpoint.table import copy_state, nonfinite_column, save_state, state_dir
 from ..data.rng import rng_state
 from ..errors import UserError
@@ -35,7 +35,8 @@ class EpochCheckpoints:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self._latest_epoch: int | None = None  # the epoch that epoch_latest.pt holds
-        self._replaces: tuple[bool, bool] | None = None  # --save-most-recent, --delete-previous-checkpoint
+        self.save_most_recent, self.delete_previous = args.save_most_recent, args.delete_previous_checkpoint
+        self._held_back: list[Path] = []  # what --delete-previous-checkpoint would have removed after a bad step
 
     @property
     def folder(self) -> Path:
@@ -43,40 +44,50 @@ class EpochCheckpoints:
         return Path(self.args.checkpoint_path)
 
     def save(self, contents: dict[str, Any], path: str) -> None:
-        """In place of torch.save: atomic, nothing that is not finite, and FastCLIP's with a note of the loss."""
-        _refuse_nonfinite(first_nonfinite(contents), self.folder)
+        """In place of torch.save: atomic, and FastCLIP's with a note of the loss and the model."""
         if is_fastclip(self.args) and Path(path).name == LATEST_IN_THE_MAKING:
             self._latest_epoch = contents["epoch"]
         if is_fastclip(self.args):
             contents = with_note(contents, self.args.loss, model_settings(self.args))
         atomic_torch_save(contents, path)
 
-    def end_epoch(self, state: "RunState", epoch: int, bad_steps: int) -> None:
-        """Before main() saves a .pt with `epoch` epochs done: FastCLIP's state, complete on all ranks (collective).
+    def end_epoch(self, state: "RunState", epoch: int, left_out: int, steps: int) -> bool:
+        """Before main() saves a .pt with `epoch` epochs done: that it is good, and FastCLIP's state (collective).
 
-        bad_steps: how many there were just before. Nothing moved in them, so there is something to save, but it has not
-        been seen to train on: nothing goes for it. Raises UserError if it is not finite.
+        Whether main() will save one.
+
+        left_out: how many of the last steps moved nothing; steps: of an epoch. After a bad step there is something to
+        save, but it has not been seen to train on: nothing goes for it. Raises UserError if it is not finite, or if
+        nothing was trained in the whole epoch.
         """
         args = self.args
-        if self._replaces is None:
-            self._replaces = args.save_most_recent, args.delete_previous_checkpoint
-        most_recent, delete_previous = self._replaces
-        args.save_most_recent, args.delete_previous_checkpoint = (
-            most_recent and not bad_steps,
-            delete_previous and not bad_steps,
-        )
+        self._let_main_replace(epoch, is_good=not left_out)
         at_frequency = args.save_frequency > 0 and epoch % args.save_frequency == 0
         if not logs_are_written(args) or not (epoch == args.epochs or at_frequency or args.save_most_recent):
-            return
+            return False
         agree(state.require_finite)
-        if state.loss is None:
-            return
-        if not bad_steps:
-            self.prune(writing=epoch)
-        save_state(
-            state.loss, state_dir(self.folder, epoch), epoch,
-            data=state.data.identity, global_batch_size=global_batch_size(args),
-        )  # fmt: skip
+        if left_out >= steps:
+            raise UserError(
+                f"all steps of epoch {epoch - 1} were left out, since features or gradients were not finite, so it is "
+                f"not saved: {way_on(self.folder)}",
+                on_all_ranks=True,
+            )
+        if state.loss is not None and state.data is not None:
+            if not left_out:
+                self.prune(writing=epoch)
+            identity, pairs = state.data.identity, global_batch_size(args)
+            save_state(state.loss, state_dir(self.folder, epoch), epoch, data=identity, global_batch_size=pairs)
+        return True
+
+    def _let_main_replace(self, epoch: int, is_good: bool) -> None:
+        """Whether main() may write over epoch_latest.pt and remove epoch_N.pt; what it may not now goes later."""
+        args = self.args
+        args.save_most_recent = self.save_most_recent and is_good
+        args.delete_previous_checkpoint = self.delete_previous and is_good
+        if is_good and args.rank == 0:
+            for path in self._held_back:
+                path.unlink(missing_ok=True)
+        self._held_back = [] if is_good else [*self._held_back, self.folder / f"epoch_{epoch - 1}.pt"]
 
     def prune(self, writing: int | None = None) -> None:
         """Remove the states that no checkpoint names any more, on rank 0; a FastCLIP run's alone."""
@@ -97,7 +108,7 @@ class RunState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     loss: FastCLIPLoss | None  # None with OpenCLIP's own
-    data: TrainingData
+    data: TrainingData | None  # None if it cannot be saved inside an epoch
 
     def checkpointer(self, signals: PreemptionSignals, start: Progress, resumed: Path | None) -> AsyncCheckpointer:
         """What saves the run from now on, at its `start` or where it goes on, inside an epoch from `resumed`.
@@ -118,6 +129,7 @@ class RunState:
         Raises UserError if it is not finite.
         """
         self.require_finite()
+        assert self.data is not None  # only such runs are saved between two steps
         args = self.args
         header = Header(
             epoch=progress.epoch,
@@ -142,7 +154,9 @@ class RunState:
         name = first_nonfinite(self._of_model())
         if name is None and self.loss is not None:
             name = nonfinite_column(self.loss)
-        _refuse_nonfinite(name, Path(self.args.checkpoint_path))
+        if name is not None:
+            cure = way_on(Path(self.args.checkpoint_path))
+            raise UserError(f"{name} has numbers that are not finite, so nothing is saved: {cure}")
 
     def _of_model(self) -> dict[str, Any]:
         model: Any = getattr(self.model, "_orig_mod", self.model)  # of --torchcompile, without its prefix
@@ -157,17 +171,11 @@ class RunState:
         return copied if self.loss is None else with_note(copied, self.args.loss, model_settings(self.args))
 
 
-def _refuse_nonfinite(name: str | None, checkpoints: Path) -> None:
-    """Raise UserError if something, by its name, is not finite."""
-    if name is not None:
-        newest = newest_checkpoint(checkpoints)
-        cure = (
-            f"go on from the newest good checkpoint, {newest}," if newest else "start again, since there is none yet,"
-        )
-        raise UserError(
-            f"{name} has numbers that are not finite, so nothing is saved: {cure} with a lower --lr, --grad-clip-norm, "
-            "or --precision amp_bf16 or fp32"
-        )
+def way_on(checkpoints: Path) -> str:
+    """What to do after numbers that are not finite."""
+    newest = newest_good_checkpoint(checkpoints)
+    start = f"go on from the newest good checkpoint, {newest}," if newest else "start again"
+    return f"{start} with a lower --lr, --grad-clip-norm, or --precision amp_bf16 or fp32"
 
 
 def _on_cpu(value: Any) -> Any:

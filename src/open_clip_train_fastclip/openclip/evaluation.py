@@ -50,8 +50,10 @@ class Evaluation:
         """Raise UserError, the same on all ranks, if an evaluation has failed."""
         if self.failures:
             trained = "; the training is complete and saved" if has_training_data(self.args) else ""
+            times = f" {len(self.failures)} times, first" if len(self.failures) > 1 else ""
             raise UserError(
-                f"the evaluation failed ({self.failures[0]}): mend the data that it reads, or leave them out{trained}",
+                f"the evaluation failed{times} ({self.failures[0]}): mend the data that it reads, or leave them out"
+                + trained,
                 on_all_ranks=True,
             )
 

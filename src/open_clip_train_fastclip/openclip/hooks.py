@@ -41,6 +41,7 @@ from .checkpoints import EpochCheckpoints, RunState
 from .environment import check_environment
 from .evaluation import Evaluation, accuracy
 from .files import FileHooks, keep_content_of_images
+from .logs import EarlyLog
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
@@ -71,8 +72,7 @@ class Run(FileHooks):
         self.checkpointer: AsyncCheckpointer | None = None
         self.latest: Path | None = None  # what --resume latest takes, on rank 0
         self.save_most_recent = False
-        self.training = False  # since the first step
-        self.state: RunState | None = None  # since then, with the data
+        self.state: RunState | None = None  # since the first step
         self.guard: NonfiniteGuard | None = None
 
     def parse_args(self, stock: Callable[..., argparse.Namespace], argv: list[str]) -> argparse.Namespace:
@@ -257,36 +257,48 @@ class Run(FileHooks):
         self, stock: Callable[..., Any], model: nn.Module, data: Any, loss: Any, epoch: int, optimizer: Any,
         scaler: Any, *args: Any, tb_writer: Any = None,
     ) -> None:  # fmt: skip
-        """OpenCLIP's epoch; then FastCLIP's state, complete before the .pt that it belongs to appears."""
-        if not self.training:
-            self.training = True
-            self._begin_training(model, optimizer, scaler, tb_writer)
-        assert self.state is not None and self.guard is not None
+        """OpenCLIP's epoch; then, before main() saves its .pt: that it is good, and FastCLIP's state."""
+        if self.state is None:
+            self.state = RunState(self.args, model, optimizer, scaler, self.loss, self.data)
+            if self.batches is not None:
+                self._begin_training(self.state, self.batches, tb_writer)
         if self.loss is not None:
             self.loss.start_epoch(epoch)
         try:
             stock(model, data, loss, epoch, optimizer, scaler, *args, tb_writer=tb_writer)
+            self._end_epoch(self.state, epoch + 1)
         except Preempted:
             self._close_logs(tb_writer)
             if self.checkpointer is not None and dist.is_initialized():
                 # srun ends all tasks when the first has ended, and rank 0 has logs to send
                 dist.barrier(self.checkpointer.trigger.group)
             raise
-        self.checkpoints.end_epoch(self.state, epoch + 1, self.guard.in_a_row)
+        except UserError as error:
+            if self.checkpointer is not None and error.on_all_ranks:
+                self.checkpointer.finish()  # what is being written is good
+            raise
 
-    def _begin_training(self, model: nn.Module, optimizer: Any, scaler: Any, tb_writer: Any) -> None:
+    def _end_epoch(self, state: RunState, epoch: int) -> None:
+        if self.batches is None or self.guard is None:
+            self.checkpoints.end_epoch(state, epoch, left_out=0, steps=1)
+            return
+        if self.checkpointer is not None:
+            self.checkpointer.finish()
+        progress = self.batches.progress(0)  # of the next epoch
+        is_saved = self.checkpoints.end_epoch(state, epoch, self.guard.left_out, progress.steps_per_epoch)
+        if self.checkpointer is not None and is_saved:
+            self.checkpointer.saved_step = progress.global_step
+
+    def _begin_training(self, state: RunState, batches: ResumableBatches, tb_writer: Any) -> None:
         """Bind the batches to what happens around a step (collective): all that it takes is there now."""
-        assert self.data is not None and self.batches is not None
-        args, batches = self.args, self.batches
-        self.state = RunState(args, model, optimizer, scaler, self.loss, self.data)
-        self.guard = NonfiniteGuard(self.loss, optimizer, model, scaler)
-        if run_args.logs_are_written(args):
+        self.guard = NonfiniteGuard(self.loss, state.optimizer, state.model, state.scaler)
+        if run_args.logs_are_written(self.args):
             inside = self.resumed.mid_epoch if self.resumed else None
             start = batches.progress(batches.first)
-            self.checkpointer = self.state.checkpointer(self.signals, start, inside[0] if inside else None)
+            self.checkpointer = state.checkpointer(self.signals, start, inside[0] if inside else None)
         callback = StepCallback(self.guard, self.checkpointer)
         if self.loss is not None:
-            log = MetricsLog(self.loss, args, tb_writer)
+            log = MetricsLog(self.loss, self.args, tb_writer)
             callback = FastCLIPCallback(self.loss, self.guard, self.model.logit_scale, self.checkpointer, log)
         batches.bind(callback)
 
@@ -302,7 +314,7 @@ class Run(FileHooks):
     def finish(self) -> None:
         """What is left to do when main() has returned."""
         if self.checkpointer is not None and self.guard is not None:
-            self.checkpointer.finish() if self.guard.in_a_row else self.checkpointer.end()
+            self.checkpointer.end(last_step_is_good=not self.guard.left_out)
         self.checkpoints.prune()
         if dist.is_initialized():
             self.evaluation.wait()
@@ -315,11 +327,13 @@ def train(argv: list[str]) -> bool:
     """OpenCLIP's main() with FastCLIP in it; whether it did what it was asked to: if not, it has said why."""
     register_models()
     run = Run()
+    run.early_log = EarlyLog()
     try:
         with applied(run):
             done = bool(open_clip_train.main.main(argv) != GAVE_UP)
         if done:  # else perhaps rank 0 alone gave up: the others are not where a barrier would find them
             run.finish()
     finally:
+        run.early_log.hand_on()
         run.signals.unwatch()
     return done

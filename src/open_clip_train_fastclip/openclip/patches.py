@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..errors import UserError
-from .run_args import building_flags, has_evaluation_data, is_fastclip, is_resumable
+from .run_args import building_flags, has_evaluation_data, has_training_data, is_fastclip, is_resumable
 from .settings import MergedParser
 
 
@@ -92,7 +92,7 @@ PATCHES = (
           "run(), which measures zero-shot ImageNet, looks it up in its own module",
           lambda args: args.imagenet_val or args.imagenet_v2),
     Patch(MAIN, "train_one_epoch", ("model", "data", "loss", "epoch", "optimizer", "scaler", "tb_writer"), IN_MAIN,
-          is_resumable),
+          has_training_data),
     Patch("open_clip_train.train", "enumerate", ("iterable",), "train_one_epoch() counts its batches with it, and a "
           "global of its module comes before a builtin", is_resumable, used_by="train_one_epoch"),
 )  # fmt: skip

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..checkpoint import mid_epoch
+from ..checkpoint.finite import first_nonfinite
 from ..checkpoint.index import CHECKPOINT, INDEX, MID_EPOCH, Index
 from ..checkpoint.mid_epoch import STATE_FOLDER
 from ..checkpoint.pt_files import load_pt, why_unreadable
-from ..checkpoint.retention import all_checkpoints, newest_checkpoint
+from ..checkpoint.retention import all_checkpoints, newest_checkpoint, newest_good_checkpoint
 from ..checkpoint.table import check_same_shards, read_index, state_dir
 from ..data.position import resume_position
 from ..data.rng import rng_state, set_rng_state
@@ -23,6 +24,7 @@ from ..training.batches import ResumableBatches
 from .checkpoints import layout_of
 from .pipeline import TrainingData
 from .run_args import has_training_data, is_fastclip, is_resumable
+from .temperature import settle_logit_scale
 
 # -------------------------------------------------------------------- which one, and whether it is sound
 
@@ -61,10 +63,17 @@ def check_mid_epoch(file_path: str, args: argparse.Namespace) -> None:
     try:
         mid_epoch.check_files(folder, mid_epoch.read_index(folder)["files"][args.rank :: args.world_size])
     except UserError as error:
+        raise UserError(f"{error}{_one_before(folder)}") from None
+
+
+def _one_before(folder: Path) -> str:
+    """In words, which checkpoint there is instead of a damaged one."""
+    try:
         paths = [path for *_, path in all_checkpoints(folder.parent)]
-        before = paths[: paths.index(folder)] if folder in paths else []
-        other = f" ({before[-1]} is the one before it: remove {folder}, and --resume latest takes it)" if before else ""
-        raise UserError(f"{error}{other}") from None
+    except UserError:  # another one is damaged as well
+        return ""
+    before = paths[: paths.index(folder)] if folder in paths else []
+    return f" ({before[-1]} is the one before it: remove {folder}, and --resume latest takes it)" if before else ""
 
 
 def load_checkpoint(
@@ -80,7 +89,11 @@ def load_checkpoint(
     weights = contents["state_dict"] if is_training_state else contents
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     _check_fits(weights, model, file_path)
+    if has_training_data(args):
+        _check_finite(contents, folder or Path(file_path))
     weights_alone = args.fastclip_fresh_state or not is_training_state
+    if not weights_alone and not is_fastclip(args) and args.temperature is not None:
+        settle_logit_scale(weights, args)
     if weights_alone and has_training_data(args) and (is_fastclip(args) or args.temperature is not None):
         logit_scale: Any = model.logit_scale
         weights["logit_scale"] = logit_scale.detach().clone()  # tau starts anew
@@ -145,6 +158,15 @@ def _read(pt_load: Callable[..., Any], file_path: str) -> dict[str, Any]:
     if type(epoch) is not int or not 0 <= epoch < 2**31:
         raise UserError(f"--resume {file_path}: its epoch is no number: name another checkpoint")
     return contents
+
+
+def _check_finite(contents: dict[str, Any], path: Path) -> None:
+    """Raise UserError for a checkpoint that no training can go on from; earlier versions have saved such ones."""
+    name = first_nonfinite(contents)
+    if name is not None:
+        newest = newest_good_checkpoint(path.parent)
+        cure = f"name the newest good checkpoint, {newest}" if newest else "name another one"
+        raise UserError(f"--resume {path}: {name} has numbers that are not finite: {cure}")
 
 
 def _check_fits(weights: dict[str, Any], model: nn.Module, file_path: str) -> None:

@@ -1,4 +1,4 @@
-"""What --fastclip-temperature, tau at the start of a run, says to a run that is resumed.
+"""What --fastclip-temperature (--temperature), tau at the start of a run, says to a run that is resumed.
 
 A resumed run goes on with the tau of its state. A constant tau is a setting, so one that is given anew is obeyed. A
 learned one is where training has brought it: its start may be given again, by a command that is run again, and another
@@ -8,6 +8,9 @@ one is refused.
 import argparse
 import logging
 import math
+
+import torch
+from torch import Tensor
 
 from ..checkpoint.index import Index
 from ..errors import UserError
@@ -35,3 +38,13 @@ def settle_temperature(loss: FastCLIPLoss, args: argparse.Namespace) -> None:
         text = f"tau is {loss.config.temperature:.5g}, as --fastclip-temperature says; in the state it was {stored:.5g}"
     if args.rank == 0:
         logging.info(text)
+
+
+def settle_logit_scale(weights: dict[str, Tensor], args: argparse.Namespace) -> None:
+    """The same for --loss clip, whose weights hold log(1/tau): the start of a learned one is not known any more."""
+    stored = math.exp(-weights["logit_scale"].item())
+    text = f"tau goes on at {stored:.5g}: --temperature is where it starts, and it is learned"
+    if args.freeze_temperature:
+        weights["logit_scale"] = torch.full_like(weights["logit_scale"], math.log(1 / args.temperature))
+        text = f"tau is {args.temperature:.5g}, as --temperature says; in the checkpoint it was {stored:.5g}"
+    args.fastclip_notes.append(text)

@@ -84,18 +84,16 @@ class StepCallback:
 
         Raises UserError after too many bad steps in a row.
         """
-        checkpointer, bad_steps = self.checkpointer, self.guard.in_a_row
-        if self.guard.too_many:
-            where = "nothing was saved, since --logs is none"
-            if checkpointer is not None:
-                where = checkpointer.save_before(progress, bad_steps)
+        guard, checkpointer = self.guard, self.checkpointer
+        if guard.too_many:
+            cure = "start again" if checkpointer is None else checkpointer.save_before(progress, guard.left_out)
             raise UserError(
-                f"{MOST_IN_A_ROW} steps in a row had features or gradients that are not finite and were left out; "
-                f"{where}: go on from it with a lower --lr, --grad-clip-norm, or --precision amp_bf16 or fp32",
+                f"{MOST_IN_A_ROW} steps in a row had features or gradients that are not finite and were left out: "
+                f"{cure} with a lower --lr, --grad-clip-norm, or --precision amp_bf16 or fp32",
                 on_all_ranks=True,
             )
         if checkpointer is not None:
-            checkpointer.at_boundary(progress, last_step_is_good=not bad_steps)
+            checkpointer.at_boundary(progress, last_step_is_good=not guard.left_out)
 
     def wait(self) -> None:
         """Wait for what was launched at a boundary."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoint import mid_epoch
 from ..checkpoint.atomic import remove_leftover, unfinished
 from ..checkpoint.mid_epoch import Header, PartEntries, RankPart
-from ..checkpoint.retention import newest_checkpoint, prune_mid_epoch
+from ..checkpoint.retention import newest_good_checkpoint, prune_mid_epoch
 from ..checkpoint.table import StateCopy
 from ..errors import UserError
 from ..ranks import agree_over, gather_objects, is_first_rank
@@ -56,6 +56,9 @@ class AsyncCheckpointer:
         self.keep, self.in_background = keep, in_background
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._running: _Save | None = None
+        self.saved_step = (
+            trigger.last_step
+        )  # steps done in the newest checkpoint, also of an epoch's end, or at the start
         self._unproven = resumed  # the newest folder, until a good step shows that its model can go on
         self._removal: Future[None] | None = None
 
@@ -85,21 +88,22 @@ class AsyncCheckpointer:
         return self._finish(self._begin(progress))
 
     def save_before(self, progress: Progress, bad_steps: int) -> str:
-        """Save what was trained before bad steps, in which nothing moved (collective); in words, where it is."""
-        if progress.global_step - bad_steps > self.trigger.last_step:
-            return f"the state before them is in {self.save(progress)}"
+        """Save what was trained before bad steps, in which nothing moved (collective); in words, how to go on."""
+        if progress.global_step - bad_steps > self.saved_step:
+            return f"go on from the state before them, {self.save(progress)},"
         self.finish()
-        return f"nothing was trained before them since {newest_checkpoint(self.checkpoints) or 'the start'}"
+        newest = newest_good_checkpoint(self.checkpoints)
+        return f"go on from {newest}, since which nothing was trained," if newest else "start again"
 
     def finish(self) -> None:
         """Wait for a save that is being written (collective)."""
         if self._running is not None:
             self._finish(self._running)
 
-    def end(self) -> None:
-        """The run has ended with a good step: wait for what is being written, and remove old ones (collective)."""
+    def end(self, last_step_is_good: bool) -> None:
+        """The run has ended: wait for what is being written, and remove old ones (collective)."""
         self.finish()
-        if self._unproven is not None:
+        if self._unproven is not None and last_step_is_good:
             agree_over(self.trigger.group, self._retire, self._unproven)
         if self._removal is not None:
             self._removal.result()
@@ -110,6 +114,7 @@ class AsyncCheckpointer:
     def _begin(self, progress: Progress) -> _Save:
         """Copy, and begin to write."""
         self.trigger.saving(progress)
+        self.saved_step = progress.global_step
         folder = mid_epoch.mid_epoch_dir(self.checkpoints, progress.epoch, progress.step)
         if self._removal is not None:
             self._removal.result()  # it may be of a folder of the same name
