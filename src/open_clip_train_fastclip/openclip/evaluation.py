@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError, named_line, user_message
-from ..ranks import gather_objects, gloo_group
+from ..ranks import gloo_group
 from .run_args import has_evaluation_data, has_training_data
 
 LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
+LONGEST = 1000  # bytes of a failure that are told
 
 
 class Evaluation:
@@ -31,13 +32,13 @@ class Evaluation:
 
         In training its failure is a line in the log, since the checkpoint of the epoch is still to be saved.
         """
-        failure, metrics = None, {}
+        failure, metrics = "", {}
         try:
             metrics = stock(*args, **kwargs)
         except Exception as error:  # what an image library, a tokenizer or a full GPU may raise is not one kind
             failure = user_message(error) if isinstance(error, UserError) else named_line(error)
             logging.debug(failure, exc_info=True)
-        failure = gather_objects(failure, self.group)[0]
+        failure = self._as_on_rank_0(failure)
         if failure:
             self.failures.append(failure)
             if not has_training_data(self.args):
@@ -58,11 +59,20 @@ class Evaluation:
             )
 
     def wait(self) -> None:
-        """As long as rank 0 has logs to send. It waits for the others in the next collective, for --dist-timeout."""
-        if self.group is not None:
-            work = dist.broadcast(torch.zeros(1), 0, self.group, async_op=True)
-            if work is not None and self.args.rank != 0:
-                work.wait()
+        """As long as rank 0 has logs to send."""
+        self._as_on_rank_0("")
+
+    def _as_on_rank_0(self, text: str) -> str:
+        """The text of rank 0, which waits for the others in its next collective alone, so for --dist-timeout."""
+        if self.group is None:
+            return text
+        content = torch.zeros(LONGEST, dtype=torch.uint8)
+        encoded = bytearray(text.encode(errors="replace")[:LONGEST])
+        content[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+        work = dist.broadcast(content, 0, self.group, async_op=True)
+        if work is not None and self.args.rank != 0:
+            work.wait()
+        return bytes(content.tolist()).rstrip(b"\0").decode(errors="replace")
 
 
 def accuracy(output: Tensor, target: Tensor, topk: tuple[int, ...] = (1,)) -> list[int | float]:
