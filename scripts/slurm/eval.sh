@@ -51,6 +51,18 @@ fi
 
 flags=(--resume "$checkpoint" --model "$model" --logs "$LOGS" --workers "${SLURM_CPUS_PER_TASK:-1}" --batch-size 512
     --name "$name")
+# what else changes the model; numbers stand in brackets
+while IFS=: read -r setting value; do
+    value=${value# }
+    case $setting in
+        siglip | force_quick_gelu | force_custom_text) [[ $value != True ]] || flags+=("--${setting//_/-}") ;;
+        force_image_size | force_context_length | image_mean | image_std)
+            read -ra numbers <<<"${value//[^0-9.]/ }"
+            ((${#numbers[@]} == 0)) || flags+=("--${setting//_/-}" "${numbers[@]}")
+            ;;
+        image_interpolation | image_resize_mode) [[ $value == None ]] || flags+=("--${setting//_/-}" "$value") ;;
+    esac
+done < <(cat "$run/params.txt" 2>/dev/null)
 [[ -z ${IMAGENET_VAL:-} ]] || flags+=(--imagenet-val "$IMAGENET_VAL" --zeroshot-frequency 1)
 [[ -z ${RETRIEVAL_DATA:-} ]] || flags+=(--val-data "$RETRIEVAL_DATA")
 if [[ ${REHEARSE:-} == 1 ]]; then
