@@ -73,11 +73,17 @@ SLIPS = [  # flags, words that the line holds
 ]
 
 
-@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
-@pytest.mark.parametrize("flags, words", SLIPS, ids=[flags[:60] for flags, _ in SLIPS])
+OF_CLIP_ALONE = ("--distill", "--trace", "--horovod")  # refused with the loss by another line
+SLIPS_OF_EACH_LOSS = [
+    pytest.param(flags, words, loss, id=f"{flags[:60]}-{loss}")
+    for flags, words in SLIPS
+    for loss in ("clip", "fastclip-v3")
+    if loss == "clip" or not flags.startswith(OF_CLIP_ALONE)
+]
+
+
+@pytest.mark.parametrize("flags, words, loss", SLIPS_OF_EACH_LOSS)
 def test_a_slip_is_one_line(flags, words, loss):
-    if loss == "fastclip-v3" and ("--distill" in flags or flags in ("--trace", "--horovod")):
-        pytest.skip("refused with the loss")
     with pytest.raises(UserError) as caught:
         resolved(*TRAIN, "--loss", loss, *shlex.split(flags))
     assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -321,13 +327,13 @@ def test_locked_towers(model, flags, words):
     assert words in str(caught.value)
 
 
-def test_openclips_own_loss_may_train_the_temperature_alone():
-    flags = "--lock-image --lock-text --lock-text-freeze-layer-norm".split()
-    with torch.device("meta"):
-        model = open_clip.create_model("ViT-Glyph-32", device="meta")
-    checks.check_locks(model, resolved(*TRAIN, *flags))
+@pytest.mark.parametrize("loss", ["clip", "siglip", "fastclip-v0", "fastclip-v3"])
+def test_a_temperature_and_a_bias_alone_are_no_model_to_train(loss):
+    locked = "--lock-image --lock-text --lock-text-freeze-layer-norm".split()
+    model = open_clip.create_model("ViT-Glyph-32", device="meta", init_logit_bias=-10 if loss == "siglip" else None)
     with pytest.raises(UserError, match="nothing to train"):
-        checks.check_locks(model, resolved(*TRAIN, *flags, "--freeze-temperature"))
+        checks.check_locks(model, resolved(*TRAIN, "--loss", loss, *locked))
+    checks.check_locks(model, resolved("--val-data", "x.tar", "--resume", "x.pt", "--loss", loss, *locked))
 
 
 def test_an_image_smaller_than_a_patch():

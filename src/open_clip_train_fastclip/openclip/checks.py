@@ -167,7 +167,6 @@ def check_locks(model: Any, args: argparse.Namespace) -> None:
             if flag == "--lock-text" and not args.lock_text_freeze_layer_norm:
                 cure = "add --lock-text-freeze-layer-norm"
             raise UserError(f"{flag} fails with --model {args.model} ({named_line(error)}): {cure}") from None
-    fixed = {"logit_scale"} if is_fastclip(args) or args.freeze_temperature else set()
-    left = (name for name, value in model.named_parameters() if value.requires_grad and name not in fixed)
-    if has_training_data(args) and not any(left):
+    left = {name for name, value in model.named_parameters() if value.requires_grad}
+    if has_training_data(args) and left <= {"logit_scale", "logit_bias"}:
         raise UserError("--lock-image and --lock-text leave nothing to train: leave one of them out")
