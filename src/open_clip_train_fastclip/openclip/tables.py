@@ -18,12 +18,12 @@ from typing import Any
 import pandas as pd
 from pandas.io.common import get_handle
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import is_image_file
 
 from ..data.images import open_in_8_bits
 from ..errors import UserError, named_line, one_line
 from ..ranks import is_first_rank
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LONGEST_FIELD = 2**31 - 1  # what the csv module takes at most; a column that is not used may hold whole images
 
 
@@ -101,7 +101,7 @@ def _read(columns: Columns, stamp: tuple[int, int] | None) -> Table:
         csv.field_size_limit(limit)
     if not table.images:
         raise UserError(f"{path} has no rows: check the file")
-    if 2 * sum(caption.lower().endswith(IMAGE_ENDINGS) for caption in table.captions) > len(table.captions):
+    if 2 * sum(map(is_image_file, table.captions)) > len(table.captions):
         table.notes.append(
             f"{path}: most captions, in the column {columns.caption!r} (--csv-caption-key), are names of images, like "
             f"{table.captions[0]!r}"
