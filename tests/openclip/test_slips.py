@@ -216,6 +216,25 @@ def test_resume_of_what_is_no_checkpoint(tmp_path):
         assert str(path) in said and words in said
 
 
+def test_resume_of_a_folder_of_other_things(tmp_path):
+    """No folder is named for a checkpoint, and no link that leads nowhere."""
+    run = tmp_path / "run" / "checkpoints"
+    (run / "epoch_3.pt").mkdir(parents=True)
+    (run / "epoch_4.pt").symlink_to("nowhere.pt")
+    (run / "a" / "b").mkdir(parents=True)
+    (run / "a" / "b" / "deep.pt").touch()
+    resume = [*TRAIN, "--logs", str(tmp_path), "--resume", str(tmp_path / "run")]
+    assert (
+        checked(*resume)
+        == f"--resume {tmp_path}/run is a folder without a checkpoint (.pt) in it: name the file of one"
+    )
+    (run / "epoch_1.pt").touch()
+    (run / "epoch_2.pt").touch()
+    os.utime(run / "epoch_2.pt", (0, 0))
+    assert f"such as {run / 'epoch_1.pt'}, or" in checked(*resume)
+    assert f"such as {run / 'epoch_1.pt'}, or" in checked(*resume[:-1], str(tmp_path))
+
+
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     args = argparse.Namespace(device="cuda:2", distributed=False)

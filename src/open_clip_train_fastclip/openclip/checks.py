@@ -90,10 +90,15 @@ def _check_resume(path: Path) -> None:
     if path.suffix == ".fastclip":
         raise UserError(f"--resume {path} is the state beside a checkpoint: name {path.with_suffix('.pt')}")
     if path.is_dir() and not (path / INDEX).exists() and not (path / CHECKPOINT).exists():
-        found = sorted(path.glob("**/*.pt"), key=lambda file: file.stat().st_mtime)
-        cure = f"such as {found[-1]}" if found else "and there is none in it"
+        # of a run's checkpoints, of a run, or of --logs
+        below = ("*.pt", "checkpoints/*.pt", "*/checkpoints/*.pt")
+        found = [file for pattern in below for file in path.glob(pattern) if file.is_file()]
+        if not found:
+            raise UserError(f"--resume {path} is a folder without a checkpoint (.pt) in it: name the file of one")
+        newest = max(found, key=os.path.getmtime)
         raise UserError(
-            f"--resume {path} is a folder: name a checkpoint in it, {cure}, or go on with --name and --resume latest"
+            f"--resume {path} is a folder: name a checkpoint in it, such as {newest}, or go on with --name and "
+            "--resume latest"
         )
 
 
