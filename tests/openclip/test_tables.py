@@ -19,7 +19,7 @@ from make_data import image_of, make_csv
 from open_clip_train import data as openclip_data
 from PIL import Image
 
-from open_clip_train_fastclip import preflight
+from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, load_state, preflight, save_state
 from open_clip_train_fastclip.data.rows import rows_identity
 from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.openclip.tables import Columns, Table, TableDataset, read_table
@@ -94,6 +94,24 @@ def test_their_identity_stays_the_same(tmp_path):
     stock = openclip_data.CsvDataset(path, None, "filepath", "title")
     ours = TableDataset(Columns(path, "\t", "filepath", "title"), None, None)
     assert rows_identity(ours) == rows_identity(stock)
+
+
+def test_a_state_of_captions_that_pandas_has_changed_is_of_other_data(tmp_path):
+    loss = FastCLIPLoss(FastCLIPConfig(loss="fastclip-v1", num_samples=2))
+    for *captions, is_same in (
+        ("a", "b", True), ("001", "b", True), ("12", "3", True),
+        ("001", "2", False), ("NA", "b", False), ("", "b", False),
+    ):  # fmt: skip
+        path = tmp_path / "t.csv"
+        path.write_text("filepath\ttitle\n1.png\t{}\n2.png\t{}\n".format(*captions))
+        ours = TableDataset(Columns(str(path), "\t", "filepath", "title"), None, None)
+        stock = openclip_data.CsvDataset(str(path), None, "filepath", "title")
+        save_state(loss, tmp_path / "state", 1, data=rows_identity(stock))
+        if is_same:
+            load_state(loss, tmp_path / "state", rows_identity(ours))
+        else:
+            with pytest.raises(UserError, match="other training data .* --fastclip-fresh-state"):
+                load_state(loss, tmp_path / "state", rows_identity(ours))
 
 
 def test_captions_are_text(tmp_path):
