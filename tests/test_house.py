@@ -16,7 +16,7 @@ MAY_IMPORT = {  # a room (or a file at the top): those of the package, then thir
     "training": {"errors", "ranks", "loss", "data", "checkpoint", "torch", "tqdm"},
     "openclip": {
         *{"errors", "ranks", "loss", "data", "checkpoint", "training"},
-        *{"open_clip", "open_clip_train", "timm", "torch", "webdataset", "pandas", "wandb"},
+        *{"open_clip", "open_clip_train", "timm", "torch", "torchvision", "webdataset", "pandas", "wandb"},
     },
 }  # fmt: skip
 COMMANDS = ("__init__", "__main__", "main", "preflight", "convert", "shard_sizes")

@@ -73,11 +73,17 @@ SLIPS = [  # flags, words that the line holds
 ]
 
 
-@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
-@pytest.mark.parametrize("flags, words", SLIPS, ids=[flags[:60] for flags, _ in SLIPS])
+OF_CLIP_ALONE = ("--distill", "--trace", "--horovod")  # refused with the loss by another line
+SLIPS_OF_EACH_LOSS = [
+    pytest.param(flags, words, loss, id=f"{flags[:60]}-{loss}")
+    for flags, words in SLIPS
+    for loss in ("clip", "fastclip-v3")
+    if loss == "clip" or not flags.startswith(OF_CLIP_ALONE)
+]
+
+
+@pytest.mark.parametrize("flags, words, loss", SLIPS_OF_EACH_LOSS)
 def test_a_slip_is_one_line(flags, words, loss):
-    if loss == "fastclip-v3" and ("--distill" in flags or flags in ("--trace", "--horovod")):
-        pytest.skip("refused with the loss")
     with pytest.raises(UserError) as caught:
         resolved(*TRAIN, "--loss", loss, *shlex.split(flags))
     assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
@@ -210,6 +216,25 @@ def test_resume_of_what_is_no_checkpoint(tmp_path):
         assert str(path) in said and words in said
 
 
+def test_resume_of_a_folder_of_other_things(tmp_path):
+    """No folder is named for a checkpoint, and no link that leads nowhere."""
+    run = tmp_path / "run" / "checkpoints"
+    (run / "epoch_3.pt").mkdir(parents=True)
+    (run / "epoch_4.pt").symlink_to("nowhere.pt")
+    (run / "a" / "b").mkdir(parents=True)
+    (run / "a" / "b" / "deep.pt").touch()
+    resume = [*TRAIN, "--logs", str(tmp_path), "--resume", str(tmp_path / "run")]
+    assert (
+        checked(*resume)
+        == f"--resume {tmp_path}/run is a folder without a checkpoint (.pt) in it: name the file of one"
+    )
+    (run / "epoch_1.pt").touch()
+    (run / "epoch_2.pt").touch()
+    os.utime(run / "epoch_2.pt", (0, 0))
+    assert f"such as {run / 'epoch_1.pt'}, or" in checked(*resume)
+    assert f"such as {run / 'epoch_1.pt'}, or" in checked(*resume[:-1], str(tmp_path))
+
+
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     args = argparse.Namespace(device="cuda:2", distributed=False)
@@ -321,13 +346,13 @@ def test_locked_towers(model, flags, words):
     assert words in str(caught.value)
 
 
-def test_openclips_own_loss_may_train_the_temperature_alone():
-    flags = "--lock-image --lock-text --lock-text-freeze-layer-norm".split()
-    with torch.device("meta"):
-        model = open_clip.create_model("ViT-Glyph-32", device="meta")
-    checks.check_locks(model, resolved(*TRAIN, *flags))
+@pytest.mark.parametrize("loss", ["clip", "siglip", "fastclip-v0", "fastclip-v3"])
+def test_a_temperature_and_a_bias_alone_are_no_model_to_train(loss):
+    locked = "--lock-image --lock-text --lock-text-freeze-layer-norm".split()
+    model = open_clip.create_model("ViT-Glyph-32", device="meta", init_logit_bias=-10 if loss == "siglip" else None)
     with pytest.raises(UserError, match="nothing to train"):
-        checks.check_locks(model, resolved(*TRAIN, *flags, "--freeze-temperature"))
+        checks.check_locks(model, resolved(*TRAIN, "--loss", loss, *locked))
+    checks.check_locks(model, resolved("--val-data", "x.tar", "--resume", "x.pt", "--loss", loss, *locked))
 
 
 def test_an_image_smaller_than_a_patch():

@@ -90,10 +90,15 @@ def _check_resume(path: Path) -> None:
     if path.suffix == ".fastclip":
         raise UserError(f"--resume {path} is the state beside a checkpoint: name {path.with_suffix('.pt')}")
     if path.is_dir() and not (path / INDEX).exists() and not (path / CHECKPOINT).exists():
-        found = sorted(path.glob("**/*.pt"), key=lambda file: file.stat().st_mtime)
-        cure = f"such as {found[-1]}" if found else "and there is none in it"
+        # of a run's checkpoints, of a run, or of --logs
+        below = ("*.pt", "checkpoints/*.pt", "*/checkpoints/*.pt")
+        found = [file for pattern in below for file in path.glob(pattern) if file.is_file()]
+        if not found:
+            raise UserError(f"--resume {path} is a folder without a checkpoint (.pt) in it: name the file of one")
+        newest = max(found, key=os.path.getmtime)
         raise UserError(
-            f"--resume {path} is a folder: name a checkpoint in it, {cure}, or go on with --name and --resume latest"
+            f"--resume {path} is a folder: name a checkpoint in it, such as {newest}, or go on with --name and "
+            "--resume latest"
         )
 
 
@@ -167,7 +172,6 @@ def check_locks(model: Any, args: argparse.Namespace) -> None:
             if flag == "--lock-text" and not args.lock_text_freeze_layer_norm:
                 cure = "add --lock-text-freeze-layer-norm"
             raise UserError(f"{flag} fails with --model {args.model} ({named_line(error)}): {cure}") from None
-    fixed = {"logit_scale"} if is_fastclip(args) or args.freeze_temperature else set()
-    left = (name for name, value in model.named_parameters() if value.requires_grad and name not in fixed)
-    if has_training_data(args) and not any(left):
+    left = {name for name, value in model.named_parameters() if value.requires_grad}
+    if has_training_data(args) and left <= {"logit_scale", "logit_bias"}:
         raise UserError("--lock-image and --lock-text leave nothing to train: leave one of them out")

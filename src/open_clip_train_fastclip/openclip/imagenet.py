@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 
 import open_clip
+from torchvision.datasets.folder import is_image_file
 
 from ..errors import UserError
 from ..ranks import rank_share
 
 NUM_CLASSES = len(open_clip.IMAGENET_CLASSNAMES)
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
 V2_FOLDER = "ImageNetV2-matched-frequency"  # of the package imagenetv2_pytorch, which fetches what is not there
 V2_PACKAGE, V2_IMAGES = "imagenetv2_pytorch", 10_000
 
@@ -40,7 +40,7 @@ def _check_classes(what: str, folder: str) -> None:
             "100: name them by their WordNet ids, n01440764 to n15075141"
         )
     for name in rank_share(names):
-        if not any(file.lower().endswith(IMAGE_ENDINGS) for _, file in _files(os.path.join(folder, name))):
+        if not any(is_image_file(file) for _, file in _files(os.path.join(folder, name))):
             raise UserError(f"{what}: the class folder {name} holds no image: get it again, or leave the flag out")
 
 

@@ -8,6 +8,7 @@ separator. Here a line that does not fit is named.
 import argparse
 import csv
 import functools
+import itertools
 import logging
 import os
 import zlib
@@ -18,12 +19,12 @@ from typing import Any
 import pandas as pd
 from pandas.io.common import get_handle
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import is_image_file
 
 from ..data.images import open_in_8_bits
 from ..errors import UserError, named_line, one_line
 from ..ranks import is_first_rank
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LONGEST_FIELD = 2**31 - 1  # what the csv module takes at most; a column that is not used may hold whole images
 
 
@@ -101,12 +102,22 @@ def _read(columns: Columns, stamp: tuple[int, int] | None) -> Table:
         csv.field_size_limit(limit)
     if not table.images:
         raise UserError(f"{path} has no rows: check the file")
-    if 2 * sum(caption.lower().endswith(IMAGE_ENDINGS) for caption in table.captions) > len(table.captions):
+    if 2 * sum(map(is_image_file, table.captions)) > len(table.captions):
         table.notes.append(
             f"{path}: most captions, in the column {columns.caption!r} (--csv-caption-key), are names of images, like "
             f"{table.captions[0]!r}"
         )
     return table
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the csv module takes for one row."""
+
+    line: int  # its first one, from 1
+    lines: list[str]
+    fields: list[str]
+    is_open: bool  # a quote is, at the end of the file
 
 
 class _Lines:
@@ -115,7 +126,7 @@ class _Lines:
     def __init__(self, file: Any):
         self._file = file
         self.record: list[str] = []
-        self.ended_inside = False  # a record: a quote is open at the end of the file
+        self.ended_inside = False  # a record
 
     def __iter__(self) -> Iterator[str]:
         for line in self._file:
@@ -128,71 +139,98 @@ def _by_lines(columns: Columns) -> Table:
     table, path = Table(), columns.path
     surplus: list[int] = []  # lines
     missing: list[int] = []
+    like_rows: list[int] = []
     # paths may be of any bytes
     with get_handle(path, "r", encoding="utf-8-sig", errors="surrogateescape", compression="infer") as handles:
-        records = _records(handles.handle, columns)
-        _, names = next(records, (1, []))
+        records = _records(handles.handle, columns.separator)
+        names = _names(records, columns)
+        first = next(records, None)
+        unnamed = ""
+        if first and _has_index(first.fields, names):
+            names, unnamed = ["", *names], " with the first, which has no name"
+            table.notes.append(f"{path}: the first column has no name and is taken for the numbers of the rows")
         image, caption = _places(columns, names)
-        for line, fields in records:
-            where = f"{path}, line {line}"
-            if len(fields) <= max(image, caption) or any(fields[len(names) :]):
+        for record in itertools.chain([first] if first else [], records):
+            line, fields = record.line, record.fields
+            if _looks_like_rows(record, columns, image, len(names)):
+                like_rows.append(line)
+            needed = len(names) if unnamed else max(image, caption) + 1
+            if len(fields) < needed or any(fields[len(names) :]):
                 raise UserError(
-                    f"{where} has {len(fields)} fields and the header {len(names)}: give every column a name, and put "
-                    f"a field that holds the separator {columns.separator!r} in quotes"
+                    f"{path}, line {line} has {len(fields)} fields and the header {len(names)}{unnamed}: give every "
+                    f"column a name, and put a field that holds the separator {columns.separator!r} in quotes"
                 )
             if len(fields) != len(names):
                 (surplus if len(fields) > len(names) else missing).append(line)
-            _append(table, where, fields[image], fields[caption])
-    if surplus:
-        table.notes.append(
-            f"{path}: {len(surplus):,} lines end in a separator too many, line {surplus[0]} is the first; all is read"
-        )
-    if missing:
-        table.notes.append(
-            f"{path}: {len(missing):,} lines have fewer fields than the header, line {missing[0]} is the first; image "
-            "and caption are there"
-        )
+            _append(table, f"{path}, line {line}", fields[image], fields[caption])
+    for lines, what in (
+        (surplus, "lines end in a separator too many, line {} is the first; all is read"),
+        (missing, "lines have fewer fields than the header, line {} is the first; image and caption are there"),
+        (like_rows, "quoted fields hold lines like rows, line {} is the first: see that no quote is left open there"),
+    ):
+        if lines:
+            table.notes.append(f"{path}: {len(lines):,} {what.format(lines[0])}")
     return table
 
 
-def _records(file: Any, columns: Columns) -> Iterator[tuple[int, list[str]]]:
-    """The line at which a record begins, and its fields. Raises UserError for a quote that is not closed."""
+def _records(file: Any, separator: str) -> Iterator[_Record]:
+    """The records of a file but for blank lines and those of separators alone."""
     lines = _Lines(file)
-    reader = csv.reader(lines, delimiter=columns.separator)
-    names: list[str] = []
+    reader = csv.reader(lines, delimiter=separator)
     for fields in reader:
         record, lines.record = lines.record, []
-        line = reader.line_num - len(record) + 1
-        if len(fields) <= 1 and not "".join(fields).strip(" \t") and not lines.ended_inside:
-            continue  # a blank line
-        names = names or fields
-        image = names.index(columns.image) if columns.image in names else 0
-        is_joined = len(record) > 1 and _holds_rows(record, fields, image, columns.separator, len(names))
-        if lines.ended_inside or is_joined:
-            raise UserError(
-                f"{columns.path}, line {line}: a quote opens a field there and is not closed in it: take the quote "
-                'out, or put the field in quotes and write "" for each quote inside'
-            )
-        yield line, fields
+        if "".join(fields).strip(" \t") or lines.ended_inside:
+            yield _Record(reader.line_num - len(record) + 1, record, fields, lines.ended_inside)
 
 
-def _holds_rows(record: list[str], fields: list[str], image: int, separator: str, width: int) -> bool:
-    """Whether a record of several lines is not one field with line breaks in it, but rows that a quote has joined.
+def _names(records: Iterator[_Record], columns: Columns) -> list[str]:
+    header = next(records, None)
+    if header is None:
+        raise UserError(f"{columns.path} is no table (it is empty): check the file")
+    _looks_like_rows(header, columns, 0, len(header.fields))
+    return header.fields
 
-    Then something follows the closing quote, which began another field, or more than one line has an image of the
-    same folder or ending as the record's.
+
+def _has_index(fields: list[str], names: list[str]) -> bool:
+    """Whether the first row begins with a number or name of itself, as pandas' to_csv(index_label=False) or R write it.
+
+    Otherwise a field more than in the header is of a separator in the caption or at the line's end.
     """
+    return len(fields) == len(names) + 1 and bool(fields[-1]) and not is_image_file(fields[0])
+
+
+def _looks_like_rows(record: _Record, columns: Columns, image: int, width: int) -> bool:
+    """Whether a record of several lines may be rows that a quote has joined. Raises UserError if it is taken for them.
+
+    It is if something follows the closing quote, which began another field, or if more than one of the lines has the
+    fields of a row, an image among them. A field that begins with a space is how a sentence goes on.
+    """
+    if len(record.lines) == 1 and not record.is_open:
+        return False
+    kind = _folder_and_ending(record.fields[image]) if len(record.fields) > image else set()
+    rows = [row for row in (line.split(columns.separator) for line in record.lines) if len(row) >= width]
+    joined = 0
+    for row in rows:
+        name = row[image].strip('"\r\n')
+        has_image = is_image_file(name) or not kind.isdisjoint(_folder_and_ending(name))
+        joined += len(row) == width and has_image and not any(field.startswith(" ") for field in row)
+    if record.is_open or joined > 1 or not _is_strict(record.lines, columns.separator):
+        raise UserError(
+            f"{columns.path}, line {record.line}: a quote opens a field there and is not closed in it: take the quote "
+            'or the line breaks out, or put the field in quotes and write "" for each quote inside'
+        )
+    return len(rows) > 1
+
+
+def _is_strict(lines: list[str], separator: str) -> bool:
     try:
-        list(csv.reader(record, delimiter=separator, strict=True))
+        list(csv.reader(lines, delimiter=separator, strict=True))
     except csv.Error:
-        return True
-    kind = _folder_and_ending(fields[image]) if len(fields) > image else set()
-    rows = (line.split(separator) for line in record)
-    return sum(len(row) >= width and not kind.isdisjoint(_folder_and_ending(row[image])) for row in rows) > 1
+        return False
+    return True
 
 
 def _folder_and_ending(path: str) -> set[str]:
-    path = path.strip('"\r\n ')
     return {os.path.dirname(path), os.path.splitext(path)[1]} - {""}
 
 
