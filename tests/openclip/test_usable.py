@@ -201,6 +201,16 @@ def test_a_source_without_a_batch_ends_the_run(loss, resampled, tmp_path):
     refused(run, "0 usable samples", "(gif, txt found)")
 
 
+@pytest.mark.parametrize("files", [[], [(f"file{n}", b"x") for n in range(3)]], ids=["empty", "without endings"])
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_shards_that_make_no_sample_end_the_run(loss, files, tmp_path):
+    for shard in range(4):
+        write_tar(tmp_path / f"{shard:05d}.tar", files)
+    data = f"{tmp_path}/{{00000..00003}}.tar"
+    flags = flags_of(loss, data, tmp_path, "--dataset-resampled", "--train-num-samples", 64)
+    refused(run_cli(flags, tmp_path / "out", timeout=60), "0 usable samples", "they are empty")
+
+
 @pytest.mark.parametrize(("loss", "workers"), [("clip", 0), ("siglip", 1), ("fastclip-v3", 2)])
 def test_one_rank_without_a_batch_ends_all(loss, workers, tmp_path):
     """The ranks take every other shard of the order, here one of two or four."""

@@ -147,7 +147,7 @@ def rebuild(
     with_json = manifest is None
     seed_order(stages, seed, shared_epoch)
     read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
-    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(_read_counted, tally)
+    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(read_shard, tally, {})
     if manifest is not None:
         _require_known(stages[0].urls, manifest)
         reader = functools.partial(_read_numbered, manifest, tally)
@@ -194,33 +194,22 @@ def _require_known(urls: Iterable[str], manifest: ShardManifest) -> None:
         raise UserError(f"shard {min(unknown)} is read but not in the manifest: name the shards without variables")
 
 
-def _read_counted(tally: Tally, shard: Sample) -> Iterator[Sample]:
-    """The samples of a shard of unknown size."""
-    samples = 0
-    for sample in read_shard(tally, shard):
-        samples += 1
-        yield sample
-    tally.end_shard(shard["url"], samples, None)
-
-
 def _read_numbered(manifest: ShardManifest, tally: Tally, shard: Sample) -> Iterator[Sample]:
     """The samples of a shard with their ids.
 
     Reading ends at what cannot be read: what follows may be counted wrongly, and a wrong id is worse than none.
     """
-    url, samples = shard["url"], 0
+    url = shard["url"]
     ids = manifest.ids[url]
-    for sample in read_shard(tally, shard):
-        if samples == len(ids):
+    for number, sample in enumerate(read_shard(tally, manifest.recorded, shard)):
+        if number == len(ids):
             raise UserError(
                 f"shard {url}, sample {sample['__key__']}: the shard holds more than the {len(ids)} samples recorded "
                 "for it: correct or remove its sizes.json, *_stats.json or fastclip_sizes.json, or raise "
                 "--samples-per-shard for a remote shard"
             )
-        sample[ID] = ids[samples]
-        samples += 1
+        sample[ID] = ids[number]
         yield sample
-    tally.end_shard(url, samples, manifest.recorded.get(url))
 
 
 def _shuffled(

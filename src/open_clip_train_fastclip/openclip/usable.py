@@ -35,28 +35,24 @@ def stage_name(stage: Any) -> str:
 # -------------------------------------------------------------------- the stages
 
 
-def read_shard(tally: Tally, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """OpenCLIP's reading stage for one shard, since over several it joins the end of one and the start of the next."""
-    samples: Iterator[dict[str, Any]] = openclip_data.group_by_keys_nothrow(shard_files([shard], tally))
-    return samples
+def read_shard(tally: Tally, recorded: Mapping[str, int], shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """OpenCLIP's reading stage for one shard, since over several it joins the end of one and the start of the next.
+
+    recorded: how many samples a shard should hold, where that is known.
+    """
+    return _read(openclip_data.group_by_keys_nothrow, tally, recorded, [shard])
 
 
-def _read(group: Callable[..., Any], tally: Tally, recorded: Mapping[str, int], shards: Samples) -> Iterator[Any]:
+def _read(
+    group: Callable[..., Iterator[dict[str, Any]]], tally: Tally, recorded: Mapping[str, int], shards: Samples
+) -> Iterator[dict[str, Any]]:
     """OpenCLIP's reading stage, over all shards."""
 
     def leave_out_file(error: Exception) -> bool:
         tally.warn(f"a file is left out ({named_line(error)})")
         return True
 
-    url, samples = None, 0
-    for sample in group(shard_files(shards, tally), handler=leave_out_file):
-        if url is not None and sample["__url__"] is not url:  # the same shard may be drawn twice in a row
-            tally.end_shard(url, samples, recorded.get(url))
-            samples = 0
-        url, samples = sample["__url__"], samples + 1
-        yield sample
-    if url is not None:
-        tally.end_shard(url, samples, recorded.get(url))
+    return tally.grouped(group(shard_files(shards, tally), handler=leave_out_file), recorded)
 
 
 def select_usable(select: FilterFunction, tally: Tally, samples: Samples) -> Iterator[Any]:
