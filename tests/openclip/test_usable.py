@@ -24,7 +24,14 @@ PAIR = ("png", "txt")
 
 def watched(info, **changed):
     """OpenCLIP's DataInfo of training data with a tally, as --loss clip has it."""
-    flags = {"loss": "clip", "save_every": None, "max_unusable": 0.05, "skip_broken_shards": False, "workers": 0}
+    flags = {
+        "loss": "clip",
+        "save_every": None,
+        "max_unusable": 0.05,
+        "skip_broken_shards": False,
+        "workers": 0,
+        "dist_timeout": 60,
+    }
     args = Namespace(**{**flags, "train_num_samples": None, "train_data": "x", "dataset_type": "webdataset", **changed})
     watch({"train": info}, args, None, [])
     return info

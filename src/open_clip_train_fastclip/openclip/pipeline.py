@@ -18,6 +18,7 @@ from open_clip_train.data import DataInfo, SharedEpoch, get_dataset_size
 from webdataset.filters import FilterFunction
 from webdataset.utils import pytorch_worker_info
 
+from ..data.agreed import AgreedLoader
 from ..data.decoding import without_needless
 from ..data.identity import DataIdentity
 from ..data.manifest import ShardManifest, read_manifest
@@ -31,7 +32,7 @@ from ..errors import UserError
 from ..ranks import agree
 from ..training.signals import ignore_signals
 from . import run_args
-from .usable import checked, decode_needed, read_shard, select_usable, skip_broken, stage_name
+from .usable import agreed, checked, decode_needed, read_shard, select_usable, skip_broken, stage_name
 
 STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
     "tarfile_to_samples_nothrow", "_shuffle", "_select", "_decode", "_rename", "_map_dict", "_to_tuple", "_batched",
@@ -93,7 +94,7 @@ def _counted(train_data: str) -> bool:
 class TrainingData:
     """A loader of (images, texts, ids, positions), and which data it loads."""
 
-    dataloader: Any
+    dataloader: AgreedLoader
     position: DataPosition
     num_samples: int  # the ids are below it
     identity: DataIdentity
@@ -107,7 +108,7 @@ def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest 
         train.shared_epoch = SharedEpoch(epoch)
         dataloader, position = attach_row_ids(dataloader, args.seed, train.shared_epoch)
         dataloader.worker_init_fn = ignore_signals
-        return TrainingData(dataloader, position, len(rows), rows_identity(rows))
+        return TrainingData(agreed(dataloader, args), position, len(rows), rows_identity(rows))
     if not ids_are_positions(args):
         manifest, num_samples, identity = None, args.data_size, DataIdentity.of_json_keys(args.data_size)
     else:
