@@ -6,6 +6,7 @@ import pytest
 
 from open_clip_train_fastclip.data import tally as tally_module
 from open_clip_train_fastclip.data.tally import Counts, Tally, why_unusable
+from open_clip_train_fastclip.data.tar_files import ReadUrl
 from open_clip_train_fastclip.errors import UserError
 
 
@@ -18,6 +19,16 @@ def as_worker(monkeypatch):
             self.id, self.num_workers = number, 2
 
     return lambda number: monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: Info(number))
+
+
+def read(tally, name, samples, recorded=None, error=None):
+    """A shard is read: its files, perhaps an error, and the samples that are made of the files."""
+    url = ReadUrl(name)
+    if error is not None:
+        tally.reading_failed(url, error, files=2 * samples)
+    tally.shard_through(url)
+    found = ({"__url__": url} for _ in range(samples))
+    list(tally.grouped(found, {} if recorded is None else {name: recorded}))
 
 
 @pytest.mark.parametrize(
@@ -48,11 +59,11 @@ def test_workers_and_ranks_add_up(as_worker):
             assert list(worker.used(range(5))) == list(range(5))
             for _ in range(number + 1):
                 worker.left_out("without txt (png found)", "shard a.tar, sample 3")
-            worker.end_shard(f"{number}.tar", 6, 8 + number)
-            worker.reading_failed("b.tar", OSError("no network"), files=3)
+            read(worker, f"{number}.tar", 6, recorded=8 + number)
+            read(worker, "b.tar", 1, error=OSError("no network"))
             worker.publish()
     total = tally.total()
-    assert (total.used, total.unused, total.shards, total.samples) == (10, 3, 2, 12)
+    assert (total.used, total.unused, total.shards, total.samples) == (10, 3, 4, 14)
     total.add(tally.total())
     unused, short, broken = total.findings()
     assert "6 of 26 samples that were read were not used: 6 without txt (png found); for one, shard a.tar" in unused
@@ -73,8 +84,8 @@ def test_counts_fit_whatever_is_counted():
         long = "\U0001f600" * 400 + str(number)
         list(tally.used([0]))
         tally.left_out(long, long)
-        tally.end_shard(f"{number}{long}.tar", 1, 2)
-        tally.reading_failed(f"b{number}{long}.tar", ValueError(long), files=1)
+        read(tally, f"{number}{long}.tar", 1, recorded=2)
+        read(tally, f"b{number}{long}.tar", 1, error=ValueError(long))
     tally.publish()
     total = tally.total()
     unused, short, broken = total.findings()
@@ -88,10 +99,10 @@ def test_a_shard_that_is_read_again_counts_once():
     tally.begin()
     for _ in range(3):
         tally.begin_pass()
-        tally.end_shard("a.tar", 3, 4)
-        tally.end_shard("b.tar", 5, 4)
-        tally.end_shard("full.tar", 4, 4)
-        tally.end_shard("of unknown size.tar", 4, None)
+        read(tally, "a.tar", 3, recorded=4)
+        read(tally, "b.tar", 5, recorded=4)
+        read(tally, "full.tar", 4, recorded=4)
+        read(tally, "of unknown size.tar", 4)
         tally.publish()
     assert tally.total().resized == {"a.tar": [3, 4], "b.tar": [5, 4]} and tally.total().more_resized == 0
 
@@ -112,35 +123,72 @@ def test_shards_of_which_nothing_comes():
     for number in range(3 * tally_module.MOST_UNREADABLE):
         tally.reading_failed(f"{number}.tar", OSError(5, "Input/output error"), files=0)
         if number % 5 == 0:
-            tally.end_shard("good.tar", 1, 1)
+            read(tally, "good.tar", 1)
     assert tally.seconds_to_wait == tally_module.MOST_SECONDS_TO_WAIT
     with pytest.raises(UserError, match="10 shards in a row could not be read, the last of them c.tar .*exit code 22"):
         for _ in range(tally_module.MOST_UNREADABLE):
             tally.reading_failed("c.tar", OSError("(('curl',), {}): exit 22 (read) {}"), files=0)
 
 
-def test_reading_without_a_usable_sample_ends():
-    """Where shards are drawn without end; not after a single bad shard of many samples, nor with one usable sample."""
-    for used in (0, 1):
-        tally = Tally(0)
-        tally.begin()
-        tally.begin_pass()
-        list(tally.used(range(used)))
-        for _ in range(50_000):
-            tally.left_out("not decodable", "shard a.tar, sample 1")
-        for number in range(tally_module.BARREN_SHARDS):
-            tally.end_shard(f"{number}.tar", 100, None)
-        if used:
-            tally.left_out("not decodable", "")
-            continue
-        with pytest.raises(
-            UserError, match="0 usable samples among the 50,001 .* 50,001 not decodable; for one, shard a"
-        ):
-            tally.left_out("not decodable", "")
+@pytest.mark.parametrize("used", [0, 1])
+def test_reading_without_a_usable_sample_ends(used):
+    """Where shards are drawn without end; not after a bad shard of many samples, nor many small ones, nor with one
+    usable sample."""
+    tally = Tally(0)
+    tally.begin()
+    tally.begin_pass()
+    list(tally.used(range(used)))
+    for _ in range(50_000):
+        tally.left_out("not decodable", "shard a.tar, sample 1")
+    for number in range(tally_module.BARREN_SHARDS):
+        read(tally, f"{number}.tar", 100)
+    if used:
+        tally.left_out("not decodable", "")
+        return
+    with pytest.raises(UserError, match="0 usable samples among the 50,001 .* 50,001 not decodable; for one, shard a"):
+        tally.left_out("not decodable", "")
+
+
+def test_many_shards_of_few_unusable_samples_are_not_the_end():
+    tally = Tally(0)
+    tally.begin()
+    tally.begin_pass()
+    for number in range(5000):
+        read(tally, f"{number}.tar", 1)
+    for _ in range(tally_module.BARREN_SAMPLES - 1):
+        tally.left_out("not decodable", "shard a.tar, sample 1")
+    with pytest.raises(UserError, match="0 usable samples among the 1,000"):
+        tally.left_out("not decodable", "")
 
 
 def test_shards_that_are_all_empty():
+    """Those that are empty behind one with samples end nothing."""
     tally = Tally(0)
     with pytest.raises(UserError, match="0 usable samples .* they are empty"):
-        for number in range(tally_module.BARREN_SHARDS):
-            tally.end_shard(f"{number}.tar", 0, None)
+        for number in range(tally_module.EMPTY_SHARDS):
+            read(tally, f"{number}.tar", 0)
+    tally = Tally(0)
+    read(tally, "good.tar", 1)
+    for number in range(tally_module.EMPTY_SHARDS):
+        read(tally, f"{number}.tar", 0)
+
+
+def test_a_sample_that_comes_shards_later_counts_for_its_own():
+    """OpenCLIP's stage passes a sample on when the next one begins, and these shards hold none."""
+    tally = Tally(0)
+    tally.begin()
+    tally.begin_pass()
+    a, empty, b = (ReadUrl(name) for name in ("a.tar", "empty.tar", "a.tar"))
+
+    def found():
+        tally.shard_through(a)
+        tally.shard_through(empty)
+        yield {"__url__": a}
+        yield {"__url__": b}
+        tally.shard_through(b)
+        yield {"__url__": b}
+
+    list(tally.grouped(found(), {"a.tar": 2, "empty.tar": 3}))
+    tally.publish()
+    assert (a.samples, empty.samples, b.samples) == (1, 0, 2)
+    assert tally.total().resized == {"a.tar": [1, 2], "empty.tar": [0, 3]}

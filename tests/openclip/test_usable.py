@@ -24,7 +24,14 @@ PAIR = ("png", "txt")
 
 def watched(info, **changed):
     """OpenCLIP's DataInfo of training data with a tally, as --loss clip has it."""
-    flags = {"loss": "clip", "save_every": None, "max_unusable": 0.05, "skip_broken_shards": False, "workers": 0}
+    flags = {
+        "loss": "clip",
+        "save_every": None,
+        "max_unusable": 0.05,
+        "skip_broken_shards": False,
+        "workers": 0,
+        "dist_timeout": 60,
+    }
     args = Namespace(**{**flags, "train_num_samples": None, "train_data": "x", "dataset_type": "webdataset", **changed})
     watch({"train": info}, args, None, [])
     return info
@@ -199,6 +206,16 @@ def test_a_source_without_a_batch_ends_the_run(loss, resampled, tmp_path):
     data = mixed_shards(tmp_path / "data", unusable=range(64))
     run = run_cli(flags_of(loss, data, tmp_path, *resampled), tmp_path / "out", ranks=2, timeout=60)
     refused(run, "0 usable samples", "(gif, txt found)")
+
+
+@pytest.mark.parametrize("files", [[], [(f"file{n}", b"x") for n in range(3)]], ids=["empty", "without endings"])
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_shards_that_make_no_sample_end_the_run(loss, files, tmp_path):
+    for shard in range(4):
+        write_tar(tmp_path / f"{shard:05d}.tar", files)
+    data = f"{tmp_path}/{{00000..00003}}.tar"
+    flags = flags_of(loss, data, tmp_path, "--dataset-resampled", "--train-num-samples", 64)
+    refused(run_cli(flags, tmp_path / "out", timeout=60), "0 usable samples", "they are empty")
 
 
 @pytest.mark.parametrize(("loss", "workers"), [("clip", 0), ("siglip", 1), ("fastclip-v3", 2)])

@@ -2,40 +2,42 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import count
+from datetime import timedelta
 from typing import Any
 
 from ..errors import UserError
-from ..ranks import agree, gather_objects, is_first_rank
+from ..ranks import gather_objects, is_first_rank
+from .agreed import AgreedLoader
 from .tally import Counts, Tally
 
 
-class CheckedLoader:
-    """A training loader whose workers keep a tally; collective, as all ranks draw equally many batches.
+class CheckedLoader(AgreedLoader):
+    """A training loader whose workers keep a tally.
 
-    The first batch of each worker is waited for on all ranks, so that a source without any ends all of them. After 1,
-    2, 3, 5, 9, ... batches of an epoch's first quarter, and at its end, the ranks add up what was left out. In the
-    first quarter that ends the run once it is more than max_unusable of the whole epoch. At the epoch's end it makes
-    check() raise, with which the next epoch begins: the trained one is saved by then.
+    After 1, 2, 3, 5, 9, ... batches of an epoch's first quarter, and at its end, the ranks add up what was left out. In
+    the first quarter that ends the run once it is more than max_unusable of the whole epoch. At the epoch's end it
+    makes check() raise, with which the next epoch begins: the trained one is saved by then.
     """
 
-    def __init__(self, dataloader: Any, tally: Tally, max_unusable: float, workers: int, epoch: Callable[[], int]):
-        """dataloader: with num_batches and num_samples, of all ranks. epoch: the number of the running one."""
-        self.dataloader, self.tally, self.max_unusable, self.epoch = dataloader, tally, max_unusable, epoch
-        self.workers = max(1, workers)
-        self.num_batches: int = dataloader.num_batches
-        self.num_samples: int = dataloader.num_samples
+    def __init__(
+        self,
+        dataloader: Any,
+        workers: int,
+        timeout: timedelta,
+        tally: Tally,
+        max_unusable: float,
+        epoch: Callable[[], int],
+    ):
+        """See AgreedLoader; epoch: the number of the running one."""
+        super().__init__(dataloader, workers, timeout)
+        self.tally, self.max_unusable, self.epoch = tally, max_unusable, epoch
         self._refusal = ""
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches; the places of those that were trained before a resume (None) are left out."""
+        """See AgreedLoader."""
         self.check()
         self.tally.begin()
-        batches = (batch for batch in self.dataloader if batch is not None)
-        for number in count():
-            batch = agree(next, batches, None) if number < self.workers else next(batches, None)
-            if batch is None:
-                break
+        for number, batch in enumerate(super().__iter__()):
             if number & (number - 1) == 0 and number <= self.num_batches // 4:
                 self._check_so_far()
             yield batch

@@ -6,7 +6,7 @@ Each worker publishes its counts with every batch in memory that it shares with 
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from multiprocessing import Array, Value
 from typing import Any
@@ -16,11 +16,13 @@ from webdataset.utils import pytorch_worker_info
 
 from ..errors import UserError, named_line
 from .shard_list import MOST_NAMED, some
+from .tar_files import ReadUrl
 
 MOST_WARNINGS = 10  # of a worker about single samples and shards
 MOST_REASONS = 20  # that are told apart
 MOST_UNREADABLE = 10  # shards in a row
-BARREN_SHARDS, BARREN_SAMPLES = 100, 1000  # without one usable sample
+BARREN_SHARDS, BARREN_SAMPLES = 3, 1000  # both without one usable sample; one bad shard may be one of thousands
+EMPTY_SHARDS = 100  # without one sample
 MOST_SECONDS_TO_WAIT = 3
 SLOT = 1 << 18  # bytes; the bounds above keep a worker's counts below it
 ENCODING = "utf-8", "surrogatepass"  # of what is published: names of files may be no UTF-8
@@ -130,6 +132,7 @@ class Tally:
         self._slots: list[Any] = [Array("c", SLOT) for _ in range(max(1, num_workers))]
         self._counts, self._counted = Counts(), 0  # this worker's, and the epoch that they are of
         self._used_in_pass = 0
+        self._through: list[ReadUrl] = []  # of which the last sample may still come
         self._unreadable = 0  # shards in a row
         self._told: set[str] = set()  # shards that were counted as resized or broken
         self._warnings = 0
@@ -156,6 +159,7 @@ class Tally:
     def begin_pass(self) -> None:
         """A pass over the worker's shards begins."""
         self._used_in_pass = 0
+        self._through = []
         if self._counted != self._epoch.value:
             self._counted, self._counts, self._told = self._epoch.value, Counts(), set()
 
@@ -167,14 +171,14 @@ class Tally:
             yield sample
 
     def left_out(self, why: str, where: str) -> None:
-        """Count a sample that is not used. Raises UserError where there is nothing else, so that reading ends."""
+        """Count a sample that is not used. Raises UserError if there is nothing else in many."""
         counts = self._counts
         counts.leave_out(_short(why), _short(where))
         if not counts.used and counts.shards >= BARREN_SHARDS and counts.unused >= BARREN_SAMPLES:
             raise self.too_few()
 
     def reading_failed(self, url: str, error: Exception, files: int) -> None:
-        """See tar_files.Failures. Raises UserError if nothing came of many shards in a row."""
+        """See tar_files.Watcher. Raises UserError if nothing came of many shards in a row."""
         command = re.search(r": exit (-?\d+) \(read\)", str(error))  # of a command that fetches, as webdataset says it
         why = f"its command ended with exit code {command[1]}" if command else _short(named_line(error))
         self.warn(f"shard {url}: reading failed ({why}); the rest of this shard is left out")
@@ -190,21 +194,38 @@ class Tally:
 
     @property
     def seconds_to_wait(self) -> float:
-        """See tar_files.Failures."""
+        """See tar_files.Watcher."""
         return min(1 + self._unreadable, MOST_SECONDS_TO_WAIT)
 
-    def end_shard(self, url: str, samples: int, recorded: int | None) -> None:
-        """A shard was read; recorded: how many samples it should hold, if that is known."""
+    def shard_through(self, url: ReadUrl) -> None:
+        """See tar_files.Watcher. Raises UserError if there is no sample in many shards."""
+        self._through.append(url)
         self._counts.shards += 1
-        self._counts.samples += samples
-        if samples:
-            self._unreadable = 0
-        elif not self._counts.samples and self._counts.shards >= BARREN_SHARDS:
+        if not self._counts.samples and self._counts.shards >= EMPTY_SHARDS:
             raise self.too_few()
-        if recorded is not None and samples != recorded and _short(url) not in self._counts.broken:
+
+    def grouped(self, samples: Iterable[dict[str, Any]], recorded: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        """Count the samples that are made of shard_files() and compare each shard's with those recorded for it.
+
+        A sample comes once the next one begins, perhaps shards later: it ends the shards before its own.
+        """
+        for sample in samples:
+            url = sample["__url__"]
+            while self._through and self._through[0] is not url:
+                self._end_shard(self._through.pop(0), recorded)
+            url.samples += 1
+            self._counts.samples += 1
+            self._unreadable = 0
+            yield sample
+        while self._through:
+            self._end_shard(self._through.pop(0), recorded)
+
+    def _end_shard(self, url: ReadUrl, recorded: Mapping[str, int]) -> None:
+        expected = recorded.get(url)
+        if expected is not None and url.samples != expected:
             if url not in self._told:
-                self.warn(f"shard {url}: it holds {samples:,} samples, and {recorded:,} are recorded for it")
-            self._count_shard(self._counts.resized, url, (samples, recorded))
+                self.warn(f"shard {url}: it holds {url.samples:,} samples, and {expected:,} are recorded for it")
+            self._count_shard(self._counts.resized, url, (url.samples, expected))
 
     def _count_shard(self, named: dict[str, Any], url: str, what: Any) -> None:
         if url in self._told:  # in an earlier pass of the epoch
@@ -239,7 +260,7 @@ class Tally:
         counts, used = self._counts, self._used_in_pass
         whose = f"worker {worker + 1} of {workers} on rank {rank} finds {used} usable samples"
         findings = [*([counts.reasons()] if counts.left_out else []), *counts.of_shards()]
-        why = "; ".join(findings) or "they are empty"
+        why = "; ".join(findings) or "they are empty, or the names of their files have no ending"
         if used:
             also = f" (not usable: {why})" if findings else ""
             return UserError(f"{whose} in its shards{also}, less than one batch: lower --batch-size or --workers")

@@ -34,9 +34,11 @@ TAR_OPTIONS: Any = {"ignore_zeros": True, "tarinfo": _Header}  # for tarfile.ope
 class ReadUrl(str):
     """A shard's url, an object of its own each time that the shard is read."""
 
+    samples = 0  # that were found in it
 
-class Failures(Protocol):
-    """Is told of shards that cannot be read: tally.Tally."""
+
+class Watcher(Protocol):
+    """Is told how the reading of shards ends: tally.Tally."""
 
     @property
     def seconds_to_wait(self) -> float:
@@ -44,6 +46,9 @@ class Failures(Protocol):
 
     def reading_failed(self, url: str, error: Exception, files: int) -> None:
         """The rest of a shard, behind so many files, is left out."""
+
+    def shard_through(self, url: ReadUrl) -> None:
+        """All files of a shard that can be read were passed on, if any."""
 
 
 def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -62,7 +67,7 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError("cut off, a complete tar ends with zeros")
 
 
-def shard_files(shards: Iterable[dict[str, Any]], failures: Failures) -> Iterator[dict[str, Any]]:
+def shard_files(shards: Iterable[dict[str, Any]], watcher: Watcher) -> Iterator[dict[str, Any]]:
     """{"fname", "data", "__url__"} of each file in shards {"url": ...}, as webdataset's own stages give them.
 
     __url__ is a ReadUrl. A shard that is fetched, and of which nothing came, is fetched once more.
@@ -76,10 +81,11 @@ def shard_files(shards: Iterable[dict[str, Any]], failures: Failures) -> Iterato
                     yield file
             except Exception as error:  # what a command, a decompressor and a disk raise is not one kind
                 if not files and not is_last_try:
-                    time.sleep(failures.seconds_to_wait)
+                    time.sleep(watcher.seconds_to_wait)
                     continue
-                failures.reading_failed(url, error, files)
+                watcher.reading_failed(url, error, files)
             break
+        watcher.shard_through(url)
 
 
 def _files(url: str) -> Iterator[dict[str, Any]]:

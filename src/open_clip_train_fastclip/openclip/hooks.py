@@ -24,6 +24,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from ..checkpoint.retention import unfinished_checkpoints
 from ..checkpoint.table import load_state
+from ..data.agreed import AgreedLoader
 from ..data.manifest import ShardManifest
 from ..data.shard_list import check_shards
 from ..errors import UserError
@@ -189,8 +190,9 @@ class Run(FileHooks):
                 resume.go_on_inside(*self.resumed.mid_epoch, self.batches, self.data, args)
             if run_args.logs_are_written(args):
                 self.signals.watch()
-        train.dataloader = self.batches or ProgressBatches(train.dataloader, loop, epoch, self._trace())
-        self.check_last_epoch = getattr(train.dataloader.dataloader, "check", self.check_last_epoch)
+        loader: AgreedLoader = train.dataloader if self.data is None else self.data.dataloader
+        self.check_last_epoch = loader.check
+        train.dataloader = self.batches or ProgressBatches(loader, loop, epoch, self._trace())
         return data
 
     def _trace(self) -> Trace | None:

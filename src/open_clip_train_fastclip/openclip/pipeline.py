@@ -18,6 +18,7 @@ from open_clip_train.data import DataInfo, SharedEpoch, get_dataset_size
 from webdataset.filters import FilterFunction
 from webdataset.utils import pytorch_worker_info
 
+from ..data.agreed import AgreedLoader
 from ..data.decoding import without_needless
 from ..data.identity import DataIdentity
 from ..data.manifest import ShardManifest, read_manifest
@@ -31,7 +32,7 @@ from ..errors import UserError
 from ..ranks import agree
 from ..training.signals import ignore_signals
 from . import run_args
-from .usable import checked, decode_needed, read_shard, select_usable, skip_broken, stage_name
+from .usable import agreed, checked, decode_needed, read_shard, select_usable, skip_broken, stage_name
 
 STAGES = (  # of OpenCLIP's loader, after those that deal out the shards
     "tarfile_to_samples_nothrow", "_shuffle", "_select", "_decode", "_rename", "_map_dict", "_to_tuple", "_batched",
@@ -93,7 +94,7 @@ def _counted(train_data: str) -> bool:
 class TrainingData:
     """A loader of (images, texts, ids, positions), and which data it loads."""
 
-    dataloader: Any
+    dataloader: AgreedLoader
     position: DataPosition
     num_samples: int  # the ids are below it
     identity: DataIdentity
@@ -107,7 +108,7 @@ def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest 
         train.shared_epoch = SharedEpoch(epoch)
         dataloader, position = attach_row_ids(dataloader, args.seed, train.shared_epoch)
         dataloader.worker_init_fn = ignore_signals
-        return TrainingData(dataloader, position, len(rows), rows_identity(rows))
+        return TrainingData(agreed(dataloader, args), position, len(rows), rows_identity(rows))
     if not ids_are_positions(args):
         manifest, num_samples, identity = None, args.data_size, DataIdentity.of_json_keys(args.data_size)
     else:
@@ -147,7 +148,7 @@ def rebuild(
     with_json = manifest is None
     seed_order(stages, seed, shared_epoch)
     read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
-    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(_read_counted, tally)
+    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(read_shard, tally, {})
     if manifest is not None:
         _require_known(stages[0].urls, manifest)
         reader = functools.partial(_read_numbered, manifest, tally)
@@ -194,33 +195,22 @@ def _require_known(urls: Iterable[str], manifest: ShardManifest) -> None:
         raise UserError(f"shard {min(unknown)} is read but not in the manifest: name the shards without variables")
 
 
-def _read_counted(tally: Tally, shard: Sample) -> Iterator[Sample]:
-    """The samples of a shard of unknown size."""
-    samples = 0
-    for sample in read_shard(tally, shard):
-        samples += 1
-        yield sample
-    tally.end_shard(shard["url"], samples, None)
-
-
 def _read_numbered(manifest: ShardManifest, tally: Tally, shard: Sample) -> Iterator[Sample]:
     """The samples of a shard with their ids.
 
     Reading ends at what cannot be read: what follows may be counted wrongly, and a wrong id is worse than none.
     """
-    url, samples = shard["url"], 0
+    url = shard["url"]
     ids = manifest.ids[url]
-    for sample in read_shard(tally, shard):
-        if samples == len(ids):
+    for number, sample in enumerate(read_shard(tally, manifest.recorded, shard)):
+        if number == len(ids):
             raise UserError(
                 f"shard {url}, sample {sample['__key__']}: the shard holds more than the {len(ids)} samples recorded "
                 "for it: correct or remove its sizes.json, *_stats.json or fastclip_sizes.json, or raise "
                 "--samples-per-shard for a remote shard"
             )
-        sample[ID] = ids[samples]
-        samples += 1
+        sample[ID] = ids[number]
         yield sample
-    tally.end_shard(url, samples, manifest.recorded.get(url))
 
 
 def _shuffled(

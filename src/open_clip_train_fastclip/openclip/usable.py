@@ -4,6 +4,7 @@ import argparse
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import open_clip_train.data as openclip_data
@@ -13,6 +14,7 @@ from webdataset.filters import FilterFunction
 from webdataset.filters import map as mapped
 from webdataset.tariterators import group_by_keys
 
+from ..data.agreed import AgreedLoader
 from ..data.checked_loader import CheckedLoader, EvaluationLoader, no_evaluation
 from ..data.decoding import decode_sample, without_needless
 from ..data.manifest import ShardManifest, read_all_sizes
@@ -20,7 +22,7 @@ from ..data.shard_list import some
 from ..data.tally import Tally, name_of, why_unusable
 from ..data.tar_files import shard_files
 from ..errors import named_line
-from ..ranks import agree, is_first_rank
+from ..ranks import agree, gather_objects, is_first_rank
 from . import run_args
 
 Samples = Iterable[dict[str, Any]]
@@ -35,28 +37,24 @@ def stage_name(stage: Any) -> str:
 # -------------------------------------------------------------------- the stages
 
 
-def read_shard(tally: Tally, shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """OpenCLIP's reading stage for one shard, since over several it joins the end of one and the start of the next."""
-    samples: Iterator[dict[str, Any]] = openclip_data.group_by_keys_nothrow(shard_files([shard], tally))
-    return samples
+def read_shard(tally: Tally, recorded: Mapping[str, int], shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """OpenCLIP's reading stage for one shard, since over several it joins the end of one and the start of the next.
+
+    recorded: how many samples a shard should hold, where that is known.
+    """
+    return _read(openclip_data.group_by_keys_nothrow, tally, recorded, [shard])
 
 
-def _read(group: Callable[..., Any], tally: Tally, recorded: Mapping[str, int], shards: Samples) -> Iterator[Any]:
+def _read(
+    group: Callable[..., Iterator[dict[str, Any]]], tally: Tally, recorded: Mapping[str, int], shards: Samples
+) -> Iterator[dict[str, Any]]:
     """OpenCLIP's reading stage, over all shards."""
 
     def leave_out_file(error: Exception) -> bool:
         tally.warn(f"a file is left out ({named_line(error)})")
         return True
 
-    url, samples = None, 0
-    for sample in group(shard_files(shards, tally), handler=leave_out_file):
-        if url is not None and sample["__url__"] is not url:  # the same shard may be drawn twice in a row
-            tally.end_shard(url, samples, recorded.get(url))
-            samples = 0
-        url, samples = sample["__url__"], samples + 1
-        yield sample
-    if url is not None:
-        tally.end_shard(url, samples, recorded.get(url))
+    return tally.grouped(group(shard_files(shards, tally), handler=leave_out_file), recorded)
 
 
 def select_usable(select: FilterFunction, tally: Tally, samples: Samples) -> Iterator[Any]:
@@ -122,33 +120,49 @@ def _batches(batch: Any, tally: Tally, is_train: bool, samples: Iterable[Any]) -
 # -------------------------------------------------------------------- the loaders
 
 
+def agreed(dataloader: Any, args: argparse.Namespace) -> AgreedLoader:
+    """A training loader of rows."""
+    return AgreedLoader(dataloader, args.workers, timedelta(seconds=args.dist_timeout))
+
+
 def checked(dataloader: Any, tally: Tally, args: argparse.Namespace, shared_epoch: Any) -> CheckedLoader:
     """A training loader whose stages keep the tally."""
-    return CheckedLoader(dataloader, tally, args.max_unusable, args.workers, shared_epoch.get_value)
+    timeout = timedelta(seconds=args.dist_timeout)
+    return CheckedLoader(dataloader, args.workers, timeout, tally, args.max_unusable, shared_epoch.get_value)
 
 
 def watch(
     data: dict[str, DataInfo], args: argparse.Namespace, manifest: ShardManifest | None, val_shards: list[str]
 ) -> None:
-    """Let OpenCLIP's loaders of shards keep a tally (collective), in place; those that get ids do it by themselves.
+    """Let OpenCLIP's loaders of shards keep a tally, and those of training data raise errors on all ranks (collective).
 
-    val_shards: of --val-data, which are read. Raises UserError if evaluation data hold nothing usable.
+    In place; training data that get ids have this from pipeline.with_ids(). val_shards: of --val-data, which are read.
+    Raises UserError if evaluation data hold nothing usable.
     """
     train, evaluation = data.get("train"), data.get("val")
-    if train is not None and train.shared_epoch is not None:
-        if args.skip_broken_shards and manifest is not None:
+    if train is not None:
+        if train.shared_epoch is not None and args.skip_broken_shards and manifest is not None:
             keep_shards(train.dataloader, manifest.listed, "--train-data")
         if not run_args.is_resumable(args):
-            shards = train.dataloader.pipeline[0].dataset.pipeline[0].urls
-            # what the epoch's length was made of
-            recorded = manifest.recorded if manifest else {} if args.train_num_samples else read_all_sizes(shards)
-            tally = watch_stages(train.dataloader, recorded, args.workers, is_train=True)
-            train.dataloader = checked(train.dataloader, tally, args, train.shared_epoch)
+            train.dataloader = _watched_training(train, args, manifest)
     if evaluation is not None and val_shards:
         keep_shards(evaluation.dataloader, val_shards, "--val-data")
         tally = watch_stages(evaluation.dataloader, {}, args.workers, is_train=False)
         agree(_require_usable, evaluation.dataloader, tally)
         evaluation.dataloader = EvaluationLoader(evaluation.dataloader, tally)
+
+
+def _watched_training(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest | None) -> AgreedLoader:
+    if train.shared_epoch is None:
+        return agreed(train.dataloader, args)
+    recorded: Mapping[str, int] = {}  # what the epoch's length was made of
+    if manifest is not None:
+        recorded = manifest.recorded
+    elif args.train_num_samples is None:
+        shards = train.dataloader.pipeline[0].dataset.pipeline[0].urls
+        recorded = gather_objects(agree(read_all_sizes, shards if is_first_rank() else []))[0]
+    tally = watch_stages(train.dataloader, recorded, args.workers, is_train=True)
+    return checked(train.dataloader, tally, args, train.shared_epoch)
 
 
 def keep_shards(dataloader: Any, listed: Iterable[str], flag: str) -> None:
@@ -164,6 +178,7 @@ def keep_shards(dataloader: Any, listed: Iterable[str], flag: str) -> None:
 
 
 def watch_stages(dataloader: Any, recorded: Mapping[str, int], workers: int, is_train: bool) -> Tally:
+    """Put stages that keep the returned tally in the place of an OpenCLIP loader's; recorded: as in read_shard()."""
     stages = dataloader.pipeline[0].dataset.pipeline
     tally = Tally(workers)
     watched: dict[str, Callable[[Any], Callable[[Any], Any]]] = {
