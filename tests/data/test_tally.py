@@ -61,16 +61,20 @@ def test_workers_and_ranks_add_up(as_worker):
                 worker.left_out("without txt (png found)", "shard a.tar, sample 3")
             read(worker, f"{number}.tar", 6, recorded=8 + number)
             read(worker, "b.tar", 1, error=OSError("no network"))
+            read(worker, "c.tar", 7, recorded=16, error=OSError("no network"))
             worker.publish()
     total = tally.total()
-    assert (total.used, total.unused, total.shards, total.samples) == (10, 3, 4, 14)
+    assert (total.used, total.unused, total.shards, total.samples) == (10, 3, 6, 28)
     total.add(tally.total())
-    unused, short, broken = total.findings()
+    unused, broken, short = total.findings()
     assert "6 of 26 samples that were read were not used: 6 without txt (png found); for one, shard a.tar" in unused
     assert short.startswith("2 of the shards hold another number of samples") and short.endswith(
         "0.tar (6 of 8), 1.tar (6 of 9)"
     )
-    assert broken == "1 of the shards could not be read to their end: b.tar (OSError: no network)"
+    assert total.lost == 4 * 9 and broken == (
+        "2 of the shards could not be read to their end, with which 36 samples are lost: b.tar (1 samples, OSError: no "
+        "network), c.tar (7 of 16 samples, OSError: no network)"
+    )
     tally.begin()
     assert tally.total() == Counts() and Counts().findings() == []
 
@@ -88,7 +92,7 @@ def test_counts_fit_whatever_is_counted():
         read(tally, f"b{number}{long}.tar", 1, error=ValueError(long))
     tally.publish()
     total = tally.total()
-    unused, short, broken = total.findings()
+    unused, broken, short = total.findings()
     assert total.used == total.unused == 3000 and unused.startswith("3,000 of 6,000 samples")
     assert short.startswith("3,000 of the shards") and short.endswith("and 2,990 more")
     assert broken.startswith("3,000 of the shards") and broken.endswith("and 2,990 more")
@@ -107,6 +111,18 @@ def test_a_shard_that_is_read_again_counts_once():
     assert tally.total().resized == {"a.tar": [3, 4], "b.tar": [5, 4]} and tally.total().more_resized == 0
 
 
+def test_what_a_broken_shard_loses_counts_once_an_epoch():
+    tally = Tally(0)
+    for _ in range(2):
+        tally.begin()
+        for _ in range(3):
+            tally.begin_pass()
+            for number in range(20):
+                read(tally, f"{number}.tar", 3, recorded=16, error=OSError("cut"))
+            tally.publish()
+        assert tally.total().lost == 20 * 13
+
+
 def test_a_worker_warns_ten_times(caplog):
     tally = Tally(0)
     with caplog.at_level(logging.WARNING):
@@ -121,13 +137,14 @@ def test_shards_of_which_nothing_comes():
     tally.begin()
     tally.begin_pass()
     for number in range(3 * tally_module.MOST_UNREADABLE):
-        tally.reading_failed(f"{number}.tar", OSError(5, "Input/output error"), files=0)
+        read(tally, f"{number}.tar", 0, error=OSError(5, "Input/output error"))
         if number % 5 == 0:
             read(tally, "good.tar", 1)
-    assert tally.seconds_to_wait == tally_module.MOST_SECONDS_TO_WAIT
+    assert tally.seconds_to_wait("new.tar") == tally_module.MOST_SECONDS_TO_WAIT
+    assert tally.seconds_to_wait("7.tar") is None, "a shard that failed before is not waited for again"
     with pytest.raises(UserError, match="10 shards in a row could not be read, the last of them c.tar .*exit code 22"):
         for _ in range(tally_module.MOST_UNREADABLE):
-            tally.reading_failed("c.tar", OSError("(('curl',), {}): exit 22 (read) {}"), files=0)
+            read(tally, "c.tar", 0, error=OSError("(('curl',), {}): exit 22 (read) {}"))
 
 
 @pytest.mark.parametrize("used", [0, 1])

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from open_clip_train import data as openclip_data
 from PIL import Image
 from webdataset.autodecode import Decoder, ImageHandler
 
-from open_clip_train_fastclip.data.decoding import decode_sample, without_needless
+from open_clip_train_fastclip.data.decoding import decode_sample, needed_endings
+from open_clip_train_fastclip.data.tar_files import shard_files
 from open_clip_train_fastclip.openclip.usable import watch_stages
 
 N = 12
@@ -131,9 +133,30 @@ def test_the_first_image_counts_and_is_decoded_as_webdataset_does(first, others)
     assert decoded[first].mode == expected.mode == "RGB" and decoded[first].tobytes() == expected.tobytes()
 
 
-def test_the_shuffle_holds_no_needless_contents():
-    sample = {"__key__": "k", "jpg": b"1", "txt": b"2", "json": b"3", "mp4": b"long", "id": b"4"}
-    (kept,) = without_needless([dict(sample)], with_json=False)
-    assert kept == sample | {"json": b"", "mp4": b"", "id": b""}
-    (kept,) = without_needless([dict(sample)], with_json=True)
-    assert kept["json"] == b"3"
+class Unwatched:
+    def shard_through(self, url):
+        pass
+
+
+@pytest.mark.parametrize("with_json", [False, True])
+def test_needless_files_are_not_read(with_json, tmp_path, monkeypatch):
+    """Neither into memory nor to the end; endings count in any case, and as a whole."""
+    files = {
+        "k.jpg": b"1",
+        "k.TXT": b"2",
+        "k.json": b"3",
+        "k.mp4": b"long",
+        "k.input.jpg": b"long",
+        "noending": b"long",
+    }
+    write_tar(tmp_path / "0.tar", files.items())
+    opened, extractfile = [], tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile, "extractfile", lambda tar, member: opened.append(member.name) or extractfile(tar, member)
+    )
+    read = shard_files([{"url": str(tmp_path / "0.tar")}], needed_endings(with_json), Unwatched())
+    needed = ["k.jpg", "k.TXT", *(["k.json"] if with_json else [])]
+    assert {file["fname"]: file["data"] for file in read} == {
+        name: content if name in needed else b"" for name, content in files.items()
+    }
+    assert opened == needed

@@ -1,5 +1,6 @@
 """What of the shards is not used is told in numbers, ends the run where it is too much, and changes no batch."""
 
+import gzip
 import json
 import re
 from argparse import Namespace
@@ -14,6 +15,7 @@ from open_clip_train import data as openclip_data
 
 from open_clip_train_fastclip import preflight
 from open_clip_train_fastclip.data import tally as tally_module
+from open_clip_train_fastclip.data import tar_files
 from open_clip_train_fastclip.data.checked_loader import CheckedLoader
 from open_clip_train_fastclip.errors import UserError, user_message
 from open_clip_train_fastclip.openclip.pipeline import manifest_of
@@ -236,7 +238,8 @@ def test_what_cannot_be_fetched_ends_the_run(loss, resampled, tmp_path, monkeypa
     run = run_cli(flags, tmp_path / "out", timeout=60)
     refused(run, "could not be read", "pipe:echo")
     assert len(run.output[0]) < 20_000, run
-    assert len((tmp_path / "tries").read_text().split()) == (20 if resampled else 8), "each shard twice"
+    tries = len((tmp_path / "tries").read_text().split())
+    assert 10 < tries <= 14 if resampled else tries == 8, "each shard twice when it fails for the first time"
 
 
 def test_a_shard_that_fails_once_is_fetched_again(tmp_path, monkeypatch):
@@ -244,6 +247,24 @@ def test_a_shard_that_fails_once_is_fetched_again(tmp_path, monkeypatch):
     make_shards(tmp_path, shards=1, per_shard=8)
     url = f"pipe:mkdir {tmp_path}/tried 2> /dev/null || cat {tmp_path}/00000.tar"
     assert numbers(evaluation_loader(url).dataloader) == list(range(8))
+
+
+@pytest.mark.parametrize("end", ["exit 22", "sleep 0.2; exit 22", "printf junk; exit 22"])
+def test_the_command_says_why_nothing_came(end, tmp_path, monkeypatch, caplog):
+    """It may close its output before it ends."""
+    monkeypatch.setattr(tally_module, "MOST_SECONDS_TO_WAIT", 0)
+    with pytest.raises(UserError, match="its command ended with exit code 22"):
+        evaluation_loader(f"pipe:exec 2>&-; {end if 'junk' in end else f'exec >&-; {end}'}")
+
+
+def test_a_shard_that_cannot_be_fetched_costs_one_wait(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(tar_files, "time", Namespace(sleep=waits.append))
+    make_shards(tmp_path, shards=2, per_shard=16, kinds=PAIR)
+    data = f"pipe:cat {tmp_path}/{{00000..00002}}.tar"
+    args = {"dataset_resampled": True, "train_num_samples": 128, "buffer": 400}
+    info = watched(stock_loader(data, **args), train_num_samples=128)
+    assert len(numbers(info.dataloader)) == 128 and len(waits) == 1
 
 
 # ---- evaluation
@@ -314,6 +335,24 @@ def test_sizes_that_say_more_than_the_shards_hold(loss, tmp_path):
     assert "epoch 0: 1 of the shards hold another number of samples" in at_end and at_end.endswith(
         "00001.tar (16 of 40)"
     )
+
+
+@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
+def test_what_cut_shards_lose_is_told_in_numbers_and_counts(loss, tmp_path):
+    """Where their sizes are recorded; compressed ones are cut without a sign before they are read."""
+    make_shards(tmp_path, shards=4, per_shard=16, kinds=PAIR)
+    for number in range(4):
+        content = gzip.compress((tmp_path / f"{number:05d}.tar").read_bytes())
+        size = len(content) // 2 if number % 2 else len(content)
+        (tmp_path / f"{number:05d}.tar.gz").write_bytes(content[:size])
+    (tmp_path / "sizes.json").write_text(json.dumps({f"{number:05d}.tar.gz": 16 for number in range(4)}))
+    flags = flags_of(loss, f"{tmp_path}/{{00000..00003}}.tar.gz", tmp_path, "--dataset-type", "webdataset")
+    run = run_cli(flags, tmp_path / "out", ranks=2, timeout=60)
+    refused(
+        run, "2 of the shards could not be read to their end, with which ", "of 16 samples, ", "--max-unusable 0.05"
+    )
+    run = run_cli([*flags, "--name", "more", "--max-unusable", 0.6], tmp_path / "out", ranks=2, timeout=60)
+    assert run.ok and [line for line in warned(run) if "epoch 0: 2 of the shards could not be read to their" in line]
 
 
 def test_a_shard_that_is_drawn_twice_in_a_row(tmp_path, caplog):

@@ -68,12 +68,13 @@ class CheckedLoader(AgreedLoader):
 
     def _are_too_many(self, total: Counts) -> bool:
         """Whether they are too many of an epoch in which all others are used."""
-        return total.unused > self.max_unusable * (self.num_samples + total.unused)
+        not_used = total.unused + total.lost
+        return not_used > self.max_unusable * (self.num_samples + not_used)
 
     def _too_many(self, total: Counts) -> str:
         return (
-            f"{total.findings()[0]}; that is more than --max-unusable {self.max_unusable:g} of an epoch: {total.cure}, "
-            "or allow more with --max-unusable and go on with --resume latest"
+            f"{'; '.join(total.losses())}; that is more than --max-unusable {self.max_unusable:g} of an epoch: "
+            f"{total.cure}, or allow more with --max-unusable and go on with --resume latest"
         )
 
 

@@ -5,7 +5,6 @@ Nothing else that lies in a shard is opened. webdataset's own decoder takes ever
 
 import io
 import json
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -33,11 +32,6 @@ def decode_sample(sample: dict[str, Any], with_json: bool) -> dict[str, Any]:
     return decoded
 
 
-def without_needless(samples: Iterable[dict[str, Any]], with_json: bool) -> Iterator[dict[str, Any]]:
-    """The samples with the files that are not needed emptied, so that a shuffle's buffer holds their names alone."""
-    needed = {*IMAGES, CAPTION, *([METADATA] if with_json else [])}
-    for sample in samples:
-        for name in sample.keys() - needed:
-            if not name.startswith("__"):
-                sample[name] = b""
-        yield sample
+def needed_endings(with_json: bool) -> set[str]:
+    """Of the files that decode_sample() may open."""
+    return {*IMAGES, CAPTION, *([METADATA] if with_json else [])}

@@ -15,6 +15,7 @@ import torch.utils.data
 from webdataset.utils import pytorch_worker_info
 
 from ..errors import UserError, named_line
+from .decoding import CAPTION, IMAGES
 from .shard_list import MOST_NAMED, some
 from .tar_files import ReadUrl
 
@@ -26,8 +27,7 @@ EMPTY_SHARDS = 100  # without one sample
 MOST_SECONDS_TO_WAIT = 3
 SLOT = 1 << 18  # bytes; the bounds above keep a worker's counts below it
 ENCODING = "utf-8", "surrogatepass"  # of what is published: names of files may be no UTF-8
-IMAGE_ENDINGS = ("jpg", "png", "jpeg", "webp")
-IMAGE, CAPTION = "jpg, png, jpeg or webp", "txt"
+IMAGE = f"{', '.join(IMAGES[:-1])} or {IMAGES[-1]}"
 CURE = (
     f"a sample is an image ({IMAGE}) and a caption ({CAPTION}), one behind the other in the tar, whose names are the "
     "same up to the first dot and have these endings behind it"
@@ -44,7 +44,9 @@ class Counts:
     shards: int = 0  # that were read
     samples: int = 0  # in these
     resized: dict[str, tuple[int, int]] = field(default_factory=dict)  # shard: samples in it, and recorded for it
-    broken: dict[str, str] = field(default_factory=dict)  # shard: why its end could not be read
+    # shard: why its end could not be read, samples before that, and recorded for it
+    broken: dict[str, tuple[str, int, int | None]] = field(default_factory=dict)
+    lost: int = 0  # samples of broken shards, of which it is recorded how many they hold
     more_resized: int = 0  # beyond the MOST_NAMED that are named
     more_broken: int = 0
 
@@ -64,6 +66,7 @@ class Counts:
         self.broken |= other.broken
         self.more_resized += other.more_resized
         self.more_broken += other.more_broken
+        self.lost += other.lost
 
     def leave_out(self, why: str, example: str, samples: int = 1) -> None:
         """Count samples that are not used."""
@@ -84,15 +87,19 @@ class Counts:
         return CURE if any(why.startswith("without ") for why in self.left_out) else "see to the data"
 
     def findings(self) -> list[str]:
-        """What does not fit, a line each; the samples that were left out come first."""
+        """What does not fit, a line each; losses() come first."""
+        return [*self.losses(), *self.of_sizes()]
+
+    def losses(self) -> list[str]:
+        """Which samples are not used, a line each for those that were left out and those of broken shards."""
         if not self.left_out:
-            return self.of_shards()
+            return self.of_broken()
         looked_at = self.used + self.unused
         unused = f"{self.unused:,} of {looked_at:,} samples that were read were not used: {self.reasons()}"
-        return [unused, *self.of_shards()]
+        return [unused, *self.of_broken()]
 
-    def of_shards(self) -> list[str]:
-        """Which shards are not as they should be, a line each kind."""
+    def of_sizes(self) -> list[str]:
+        """Which shards have another size than recorded; a line, or none."""
         lines = []
         if self.resized:
             shards = [f"{name} ({samples:,} of {recorded:,})" for name, (samples, recorded) in self.resized.items()]
@@ -101,20 +108,25 @@ class Counts:
                 "*_stats.json or an earlier count says, so the epoch has another length than the data: "
                 f"{some(shards, more=self.more_resized)}"
             )
-        if self.broken:
-            shards = [f"{name} ({why})" for name, why in self.broken.items()]
-            lines.append(
-                f"{len(shards) + self.more_broken:,} of the shards could not be read to their end: "
-                f"{some(shards, more=self.more_broken)}"
-            )
         return lines
+
+    def of_broken(self) -> list[str]:
+        """Which shards could not be read to their end; a line, or none."""
+        if not self.broken:
+            return []
+        shards = [f"{name} ({_of(samples, recorded)}, {why})" for name, (why, samples, recorded) in self.broken.items()]
+        lost = f", with which {self.lost:,} samples are lost" if self.lost else ""
+        return [
+            f"{len(shards) + self.more_broken:,} of the shards could not be read to their end{lost}: "
+            f"{some(shards, more=self.more_broken)}"
+        ]
 
 
 def why_unusable(sample: dict[str, Any]) -> str:
     """What a sample lacks, and the endings of the files that it has."""
     endings = sorted(name for name in sample if not name.startswith("__"))
     missing = [] if CAPTION in sample else [CAPTION]
-    missing += [] if any(ending in sample for ending in IMAGE_ENDINGS) else [IMAGE]
+    missing += [] if any(ending in sample for ending in IMAGES) else [IMAGE]
     found = ", ".join(ending[:40] for ending in endings[:5]) or "no file"
     return f"without {' and without '.join(missing)} ({found} found)"
 
@@ -134,6 +146,7 @@ class Tally:
         self._used_in_pass = 0
         self._through: list[ReadUrl] = []  # of which the last sample may still come
         self._unreadable = 0  # shards in a row
+        self._failed: set[str] = set()  # shards of which nothing came when they were read last
         self._told: set[str] = set()  # shards that were counted as resized or broken
         self._warnings = 0
 
@@ -177,14 +190,15 @@ class Tally:
         if not counts.used and counts.shards >= BARREN_SHARDS and counts.unused >= BARREN_SAMPLES:
             raise self.too_few()
 
-    def reading_failed(self, url: str, error: Exception, files: int) -> None:
+    def reading_failed(self, url: ReadUrl, error: Exception, files: int) -> None:
         """See tar_files.Watcher. Raises UserError if nothing came of many shards in a row."""
         command = re.search(r": exit (-?\d+) \(read\)", str(error))  # of a command that fetches, as webdataset says it
         why = f"its command ended with exit code {command[1]}" if command else _short(named_line(error))
         self.warn(f"shard {url}: reading failed ({why}); the rest of this shard is left out")
-        self._count_shard(self._counts.broken, url, why)
+        url.failed = why
         if files:
             return
+        self._failed.add(url)
         self._unreadable += 1
         if self._unreadable >= MOST_UNREADABLE:
             raise UserError(
@@ -192,10 +206,9 @@ class Tally:
                 "see to the disk, the address or the network, and go on with --resume latest"
             )
 
-    @property
-    def seconds_to_wait(self) -> float:
-        """See tar_files.Watcher."""
-        return min(1 + self._unreadable, MOST_SECONDS_TO_WAIT)
+    def seconds_to_wait(self, url: str) -> float | None:
+        """See tar_files.Watcher; a shard that is not there at all is soon known, and costs no more waits."""
+        return None if url in self._failed else min(1 + self._unreadable, MOST_SECONDS_TO_WAIT)
 
     def shard_through(self, url: ReadUrl) -> None:
         """See tar_files.Watcher. Raises UserError if there is no sample in many shards."""
@@ -222,7 +235,13 @@ class Tally:
 
     def _end_shard(self, url: ReadUrl, recorded: Mapping[str, int]) -> None:
         expected = recorded.get(url)
-        if expected is not None and url.samples != expected:
+        if url.samples:
+            self._failed.discard(url)
+        if url.failed:
+            if url not in self._told and expected is not None:
+                self._counts.lost += max(0, expected - url.samples)
+            self._count_shard(self._counts.broken, url, (url.failed, url.samples, expected))
+        elif expected is not None and url.samples != expected:
             if url not in self._told:
                 self.warn(f"shard {url}: it holds {url.samples:,} samples, and {expected:,} are recorded for it")
             self._count_shard(self._counts.resized, url, (url.samples, expected))
@@ -259,12 +278,16 @@ class Tally:
         rank, _, worker, workers = pytorch_worker_info()
         counts, used = self._counts, self._used_in_pass
         whose = f"worker {worker + 1} of {workers} on rank {rank} finds {used} usable samples"
-        findings = [*([counts.reasons()] if counts.left_out else []), *counts.of_shards()]
+        findings = [*([counts.reasons()] if counts.left_out else []), *counts.of_broken(), *counts.of_sizes()]
         why = "; ".join(findings) or "they are empty, or the names of their files have no ending"
         if used:
             also = f" (not usable: {why})" if findings else ""
             return UserError(f"{whose} in its shards{also}, less than one batch: lower --batch-size or --workers")
         return UserError(f"{whose} among the {counts.unused:,} that it looked at: {why}: {counts.cure}")
+
+
+def _of(samples: int, recorded: int | None) -> str:
+    return f"{samples:,} samples" if recorded is None else f"{samples:,} of {recorded:,} samples"
 
 
 def _short(text: str) -> str:

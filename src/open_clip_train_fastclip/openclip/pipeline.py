@@ -19,7 +19,6 @@ from webdataset.filters import FilterFunction
 from webdataset.utils import pytorch_worker_info
 
 from ..data.agreed import AgreedLoader
-from ..data.decoding import without_needless
 from ..data.identity import DataIdentity
 from ..data.manifest import ShardManifest, read_manifest
 from ..data.position import DataPosition
@@ -148,7 +147,7 @@ def rebuild(
     with_json = manifest is None
     seed_order(stages, seed, shared_epoch)
     read, _, select, decode, _, transform, to_tuple, batch = stages[-len(STAGES) :]
-    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(read_shard, tally, {})
+    reader: Callable[[Sample], Iterator[Sample]] = functools.partial(read_shard, tally, {}, with_json)
     if manifest is not None:
         _require_known(stages[0].urls, manifest)
         reader = functools.partial(_read_numbered, manifest, tally)
@@ -164,7 +163,6 @@ def rebuild(
         batch: stream.batches,
     }
     stages[:] = [replacements.get(stage, stage) for stage in stages]
-    stages.insert(STAGES.index("_shuffle") - len(STAGES), functools.partial(without_needless, with_json=with_json))
     return DataPosition(stream, num_samples, batch.args[0], loader.num_workers, per_epoch)
 
 
@@ -202,7 +200,7 @@ def _read_numbered(manifest: ShardManifest, tally: Tally, shard: Sample) -> Iter
     """
     url = shard["url"]
     ids = manifest.ids[url]
-    for number, sample in enumerate(read_shard(tally, manifest.recorded, shard)):
+    for number, sample in enumerate(read_shard(tally, manifest.recorded, False, shard)):
         if number == len(ids):
             raise UserError(
                 f"shard {url}, sample {sample['__key__']}: the shard holds more than the {len(ids)} samples recorded "

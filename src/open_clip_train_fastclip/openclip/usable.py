@@ -16,7 +16,7 @@ from webdataset.tariterators import group_by_keys
 
 from ..data.agreed import AgreedLoader
 from ..data.checked_loader import CheckedLoader, EvaluationLoader, no_evaluation
-from ..data.decoding import decode_sample, without_needless
+from ..data.decoding import decode_sample, needed_endings
 from ..data.manifest import ShardManifest, read_all_sizes
 from ..data.shard_list import some
 from ..data.tally import Tally, name_of, why_unusable
@@ -37,16 +37,22 @@ def stage_name(stage: Any) -> str:
 # -------------------------------------------------------------------- the stages
 
 
-def read_shard(tally: Tally, recorded: Mapping[str, int], shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def read_shard(
+    tally: Tally, recorded: Mapping[str, int], with_json: bool, shard: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     """OpenCLIP's reading stage for one shard, since over several it joins the end of one and the start of the next.
 
-    recorded: how many samples a shard should hold, where that is known.
+    recorded: how many samples a shard should hold, where that is known. with_json: read the samples' json, too.
     """
-    return _read(openclip_data.group_by_keys_nothrow, tally, recorded, [shard])
+    return _read(openclip_data.group_by_keys_nothrow, tally, recorded, with_json, [shard])
 
 
 def _read(
-    group: Callable[..., Iterator[dict[str, Any]]], tally: Tally, recorded: Mapping[str, int], shards: Samples
+    group: Callable[..., Iterator[dict[str, Any]]],
+    tally: Tally,
+    recorded: Mapping[str, int],
+    with_json: bool,
+    shards: Samples,
 ) -> Iterator[dict[str, Any]]:
     """OpenCLIP's reading stage, over all shards."""
 
@@ -54,7 +60,7 @@ def _read(
         tally.warn(f"a file is left out ({named_line(error)})")
         return True
 
-    return tally.grouped(group(shard_files(shards, tally), handler=leave_out_file), recorded)
+    return tally.grouped(group(shard_files(shards, needed_endings(with_json), tally), handler=leave_out_file), recorded)
 
 
 def select_usable(select: FilterFunction, tally: Tally, samples: Samples) -> Iterator[Any]:
@@ -70,10 +76,6 @@ def select_usable(select: FilterFunction, tally: Tally, samples: Samples) -> Ite
 def decode_needed(tally: Tally, with_json: bool = False) -> Callable[[Samples], Iterator[Any]]:
     """In place of OpenCLIP's decoding of all files by their endings: of image and caption, with_json: and json."""
     return functools.partial(skip_broken, mapped(functools.partial(decode_sample, with_json=with_json)), tally)
-
-
-def _shuffle_needed(shuffle: FilterFunction, samples: Samples) -> Any:
-    return shuffle(without_needless(samples, with_json=False))
 
 
 def skip_broken(stage: FilterFunction, tally: Tally, samples: Samples) -> Iterator[Any]:
@@ -183,11 +185,10 @@ def watch_stages(dataloader: Any, recorded: Mapping[str, int], workers: int, is_
     tally = Tally(workers)
     watched: dict[str, Callable[[Any], Callable[[Any], Any]]] = {
         "tarfile_to_samples_nothrow": lambda _: functools.partial(
-            _read, openclip_data.group_by_keys_nothrow, tally, recorded
+            _read, openclip_data.group_by_keys_nothrow, tally, recorded, False
         ),
-        "tarfile_samples": lambda _: functools.partial(_read, group_by_keys, tally, recorded),
+        "tarfile_samples": lambda _: functools.partial(_read, group_by_keys, tally, recorded, False),
         "_select": lambda stage: functools.partial(select_usable, stage, tally),
-        "_shuffle": lambda stage: functools.partial(_shuffle_needed, stage),
         "_decode": lambda _: decode_needed(tally),
         "_map_dict": lambda stage: functools.partial(skip_broken, stage, tally),
         "_batched": lambda stage: functools.partial(_batches, stage, tally, is_train),
