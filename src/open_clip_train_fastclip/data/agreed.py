@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import UserError
-from ..ranks import agree_over, gloo_group
+from ..ranks import agree, agree_over, gloo_group
 
 
 class AgreedLoader:
@@ -30,7 +30,8 @@ class AgreedLoader:
         """The batches; the places of those that were trained before a resume (None) are left out."""
         batches = (batch for batch in self.dataloader if batch is not None)
         if self._group is None:
-            yield from batches
+            while (batch := agree(next, batches, None)) is not None:
+                yield batch
             return
         coming = _Coming(batches, self._group)
         while (batch := coming.batch()) is not None:
