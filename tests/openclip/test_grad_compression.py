@@ -18,7 +18,7 @@ def train(kind, steps):
     texts = images @ torch.randn(64, 64) / 8  # a linear map ties the pairs together
     towers = torch.nn.ModuleDict({"image": torch.nn.Linear(64, 64), "text": torch.nn.Linear(64, 64)})
     run = Run()
-    run.args = SimpleNamespace(grad_compression=kind)
+    run.args = SimpleNamespace(grad_compression=kind, save_most_recent=False, delete_previous_checkpoint=False)
     run.checkpoints = EpochCheckpoints(run.args)
     ddp = run.torch_of_main(torch).nn.parallel.DistributedDataParallel(_Both(towers), device_ids=["cpu"])
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=3e-3)

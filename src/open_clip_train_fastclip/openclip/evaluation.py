@@ -42,6 +42,8 @@ class Evaluation:
         if failure:
             self.failures.append(failure)
             if not has_training_data(self.args):
+                if dist.is_initialized():
+                    dist.barrier()  # rank 0 shall not be gone before the others have heard of it
                 self.require_success()
             if self.args.rank == 0:
                 logging.error(f"the evaluation failed ({failure}): the epoch is saved, and the run goes on")

@@ -14,7 +14,7 @@ from .tables import Columns, TableDataset
 class FileHooks:
     """Those replacements of patches.PATCHES that need nothing of the run."""
 
-    early_log: EarlyLog  # of train()
+    early_log: EarlyLog | None = None  # of train()
 
     def setup_logging(self, stock: Callable[..., None], log_file: str | None, level: int) -> None:
         """OpenCLIP's loggers, but torch's; a name that is no UTF-8, of a file or a sample, costs no line of out.log."""
@@ -23,7 +23,8 @@ class FileHooks:
         for handler in logging.root.handlers:
             if isinstance(handler, logging.FileHandler) and handler.stream:
                 handler.stream.reconfigure(errors="backslashreplace")
-        self.early_log.hand_on()
+        if self.early_log is not None:
+            self.early_log.hand_on()
 
     def open_in_main(self, stock: Callable[..., Any], file: str, mode: str = "r") -> Any:
         """For params.txt, which keeps the bytes of names that are no UTF-8."""

@@ -328,14 +328,14 @@ class Run(FileHooks):
 def train(argv: list[str]) -> bool:
     """OpenCLIP's main() with FastCLIP in it; whether it did what it was asked to: if not, it has said why."""
     register_models()
-    run = Run()
-    run.early_log = EarlyLog()
+    run, early_log = Run(), EarlyLog()
+    run.early_log = early_log
     try:
         with applied(run):
             done = bool(open_clip_train.main.main(argv) != GAVE_UP)
         if done:  # else perhaps rank 0 alone gave up: the others are not where a barrier would find them
             run.finish()
     finally:
-        run.early_log.hand_on()
+        early_log.hand_on()
         run.signals.unwatch()
     return done

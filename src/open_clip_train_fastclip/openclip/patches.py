@@ -2,8 +2,8 @@
 
 This is the only file that assigns into open_clip_train. Every replacement is a method of hooks.Run that gets the
 original as its first argument. A patch is applied only if the flags ask for it: `--loss clip` keeps OpenCLIP's own
-loop, loss, model and schedules, and differs in saving atomically, in its checks and in DDP on a CPU; with --save-every
-also in the seeds of its data. All seams are checked before anything runs.
+loop, loss, model and schedules, and differs in how it reads data and saves, in its checks and in DDP on a CPU; with
+--save-every also in the seeds of its data. All seams are checked before anything runs.
 """
 
 import argparse
