@@ -114,13 +114,13 @@ def test_evaluation_may_take_longer_than_the_timeout(csv, tmp_path):
 
         def evaluate(model, data, epoch, args, tb_writer=None, tokenizer=None):
             if args.rank == 0:
-                time.sleep(13)
+                time.sleep(9)
             return stock(model, data, epoch, args, tb_writer=tb_writer, tokenizer=tokenizer)
 
         open_clip_train.main.evaluate = evaluate
         return main(argv)
 
     flags = [*TINY, "--loss", "fastclip-v3", "--train-data", csv, "--val-data", csv, "--logs", tmp_path]
-    flags = [str(f) for f in [*flags, "--name", "run", "--dist-timeout", 10]]
+    flags = [str(f) for f in [*flags, "--name", "run", "--dist-timeout", 6]]
     run = run_forked(slow_evaluation, (flags,), tmp_path / "out", ranks=2)
     assert run.ok, run

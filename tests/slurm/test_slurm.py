@@ -269,15 +269,20 @@ def test_after_scancel_submitting_again_continues(cluster, shards, started, undi
 
 
 def test_a_file_to_resume_is_the_start_and_another_one_is_not_overridden(cluster, shards, undisturbed):
+    alone = ("--nodes=1", "--gres=gpu:1", "--ntasks-per-node=1")
     first, second = (cluster.checkpoints("undisturbed") / f"epoch_{epoch}.pt" for epoch in (2, 3))
-    job = cluster.train("tuned", *shards(0), "--resume", first, "--fastclip-fresh-state", "--stop-epochs", "1")
+    job = cluster.train(
+        "tuned", *shards(0), "--resume", first, "--fastclip-fresh-state", "--stop-epochs", "1", sbatch=alone
+    )
     job.ends("COMPLETED")
     assert f"loaded checkpoint '{first}'" in (cluster.folder / "logs" / "tuned" / "out.log").read_text()
-    job = cluster.train("tuned", *shards(0), "--resume", first, "--fastclip-fresh-state", "--stop-epochs", "1")
+    job = cluster.train(
+        "tuned", *shards(0), "--resume", first, "--fastclip-fresh-state", "--stop-epochs", "1", sbatch=alone
+    )
     job.ends("COMPLETED")
     assert f"tuned started from {first} and goes on from its own checkpoints" in job.output
     assert "epochs done: 1 of 1" in job.output
-    job = cluster.train("tuned", *shards(0), "--resume", second)
+    job = cluster.train("tuned", *shards(0), "--resume", second, sbatch=alone)
     job.ends("FAILED", 40)
     assert "out.log exists: give another --name, or --resume latest" in job.output.strip().split("\n")[-1]
 
