@@ -48,6 +48,8 @@ SLIPS = [  # flags, words that the line holds
     ("--horovod", "--horovod needs the package horovod"),
     ("--device gpu", "--device gpu does not work here"),
     ("--device meta", "--device meta does not work here"),
+    ("--dist-backend glo", "--dist-backend glo does not work here: give gloo or nccl"),
+    ("--dist-url localhost:29500", "--dist-url localhost:29500 is unknown: write tcp://HOST:PORT"),
     ("--aug-cfg scal=0.5", "--aug-cfg scal is unknown: it takes scale, ratio"),
     ("--aug-cfg scale", "--aug-cfg takes NAME=VALUE pairs"),
     ("--aug-cfg scale=0.5", "a range is written as 'scale=(0.4, 1.0)'"),

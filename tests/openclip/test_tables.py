@@ -288,12 +288,17 @@ def test_images_of_16_bits_give_the_tensors_of_those_of_8(tmp_path):
     assert len({float(eight[n][0].mean()) for n in range(16)}) > 8
 
 
+def good_and_bad(folder, flag, word, instead):
+    """Flags of a good table and, for one of them, of one with another word in it; the path of that one."""
+    good, bad = make_csv(folder, rows=16), folder / "bad.csv"
+    bad.write_text(Path(good).read_text().replace(word, instead))
+    return ["--train-data", good, "--val-data", good, flag, bad], bad
+
+
 @pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
 @pytest.mark.parametrize("flag", ["--train-data", "--val-data"])
 def test_a_bad_table_ends_every_loss_before_it_begins(flag, loss, tmp_path):
-    good, bad = make_csv(tmp_path, rows=16), tmp_path / "bad.csv"
-    bad.write_text(Path(good).read_text().replace("picture number 3", '"picture number 3'))
-    data = ["--train-data", good, "--val-data", good, flag, bad]
+    data, bad = good_and_bad(tmp_path, flag, "picture number 3", '"picture number 3')
     flags = [*TINY, "--loss", loss, *data, "--logs", tmp_path / "logs", "--name", "run"]
     run = run_cli(flags, tmp_path / "out", ranks=2)
     complaints = [line for output in run.output for line in output.splitlines() if "error" in line]
@@ -306,9 +311,7 @@ def test_a_bad_table_ends_every_loss_before_it_begins(flag, loss, tmp_path):
 @pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
 @pytest.mark.parametrize("flag", ["--train-data", "--val-data"])
 def test_an_image_that_cannot_be_read_is_named_for_every_loss(flag, loss, tmp_path):
-    good, bad = make_csv(tmp_path, rows=16), tmp_path / "bad.csv"
-    bad.write_text(Path(good).read_text().replace("/3.png", "/missing.png"))
-    data = ["--train-data", good, "--val-data", good, flag, bad]
+    data, bad = good_and_bad(tmp_path, flag, "/3.png", "/missing.png")
     run = run_cli([*TINY, "--loss", loss, *data, "--logs", tmp_path / "logs", "--name", "run"], tmp_path / "out")
     assert run.codes == [2] and "Traceback" not in str(run), run
     assert f"row 4 of {bad} ({tmp_path}/missing.png) cannot be read (FileNotFoundError" in run.output[0], run

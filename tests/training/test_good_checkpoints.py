@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from argparse import Namespace
 
 import open_clip_train.main
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 
 from open_clip_train_fastclip import preflight
 from open_clip_train_fastclip.checkpoint import mid_epoch
+from open_clip_train_fastclip.errors import UserError
 from open_clip_train_fastclip.main import main
+from open_clip_train_fastclip.openclip.checkpoints import EpochCheckpoints
 from open_clip_train_fastclip.training.save_trigger import SaveTrigger
 
 STEPS = 12  # of an epoch on one rank
@@ -200,6 +203,31 @@ def test_nothing_is_saved_while_a_scaler_skips_every_step(loss, csv, tmp_path):
     refused(run, "all steps of epoch 1 were left out", "epoch_1.pt")
     states = {"epoch_1.fastclip"} if loss.startswith("fast") else set()
     assert saved(tmp_path) == {"epoch_0_step_3", "epoch_0_step_2", "epoch_1.pt"} | states
+
+
+def test_a_scaler_may_take_an_epoch_to_find_its_scale(csv, tmp_path):
+    run = run_forked(with_faults, (flags(csv, tmp_path, "--precision", "amp", "--epochs", 2), range(STEPS)), tmp_path)
+    assert run.ok and saved(tmp_path) >= {"epoch_1.pt", "epoch_2.pt"}, run
+
+
+def test_what_was_held_back_goes_when_the_next_epoch_is_known_to_be_good(tmp_path):
+    """Not before it is looked through: it may be the newest one that is good."""
+    args = Namespace(
+        save_most_recent=False, delete_previous_checkpoint=True, save_frequency=1, epochs=9, logs="logs", rank=0,
+        checkpoint_path=tmp_path,
+    )  # fmt: skip
+    checkpoints, held_back = EpochCheckpoints(args), tmp_path / "epoch_1.pt"
+    held_back.touch()
+
+    def refuse():
+        raise UserError("not finite")
+
+    good, bad = (Namespace(require_finite=check, loss=None, data=None) for check in (lambda: None, refuse))
+    assert checkpoints.end_epoch(good, 2, is_good=False) and not args.delete_previous_checkpoint
+    with pytest.raises(UserError, match="not finite"):
+        checkpoints.end_epoch(bad, 3)
+    assert held_back.exists()
+    assert checkpoints.end_epoch(good, 3) and args.delete_previous_checkpoint and not held_back.exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

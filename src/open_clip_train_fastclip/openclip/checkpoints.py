@@ -51,43 +51,45 @@ class EpochCheckpoints:
             contents = with_note(contents, self.args.loss, model_settings(self.args))
         atomic_torch_save(contents, path)
 
-    def end_epoch(self, state: "RunState", epoch: int, left_out: int, steps: int) -> bool:
+    def end_epoch(self, state: "RunState", epoch: int, is_good: bool = True, is_bad: bool = False) -> bool:
         """Before main() saves a .pt with `epoch` epochs done: that it is good, and FastCLIP's state (collective).
 
         Whether main() will save one.
 
-        left_out: how many of the last steps moved nothing; steps: of an epoch. After a bad step there is something to
-        save, but it has not been seen to train on: nothing goes for it. Raises UserError if it is not finite, or if
-        nothing was trained in the whole epoch.
+        is_good: the last step moved something. If not there is something to save all the same, but it has not been seen
+        to train on: nothing goes for it. is_bad: no step of the epoch moved anything, by a fault.
+
+        Raises UserError for a bad epoch, and if what there is to save is not finite.
         """
         args = self.args
-        self._let_main_replace(epoch, is_good=not left_out)
+        args.save_most_recent = self.save_most_recent and is_good
+        args.delete_previous_checkpoint = self.delete_previous and is_good
         at_frequency = args.save_frequency > 0 and epoch % args.save_frequency == 0
         if not logs_are_written(args) or not (epoch == args.epochs or at_frequency or args.save_most_recent):
             return False
         agree(state.require_finite)
-        if left_out >= steps:
+        if is_bad:
             raise UserError(
                 f"all steps of epoch {epoch - 1} were left out, since features or gradients were not finite, so it is "
                 f"not saved: {way_on(self.folder)}",
                 on_all_ranks=True,
             )
+        self._remove_held_back(epoch, is_good)
         if state.loss is not None and state.data is not None:
-            if not left_out:
+            if is_good:
                 self.prune(writing=epoch)
             identity, pairs = state.data.identity, global_batch_size(args)
             save_state(state.loss, state_dir(self.folder, epoch), epoch, data=identity, global_batch_size=pairs)
         return True
 
-    def _let_main_replace(self, epoch: int, is_good: bool) -> None:
-        """Whether main() may write over epoch_latest.pt and remove epoch_N.pt; what it may not now goes later."""
-        args = self.args
-        args.save_most_recent = self.save_most_recent and is_good
-        args.delete_previous_checkpoint = self.delete_previous and is_good
-        if is_good and args.rank == 0:
-            for path in self._held_back:
-                path.unlink(missing_ok=True)
-        self._held_back = [] if is_good else [*self._held_back, self.folder / f"epoch_{epoch - 1}.pt"]
+    def _remove_held_back(self, epoch: int, is_good: bool) -> None:
+        """What --delete-previous-checkpoint does not remove after a bad step goes when a good epoch has followed."""
+        if self.delete_previous and not is_good:
+            self._held_back.append(self.folder / f"epoch_{epoch - 1}.pt")
+            return
+        for path in self._held_back if self.args.rank == 0 else ():
+            path.unlink(missing_ok=True)
+        self._held_back = []
 
     def prune(self, writing: int | None = None) -> None:
         """Remove the states that no checkpoint names any more, on rank 0; a FastCLIP run's alone."""

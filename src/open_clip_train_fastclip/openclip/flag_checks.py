@@ -12,6 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
+import torch.distributed as dist
 from open_clip.transform import AugmentationCfg, image_transform
 
 from ..errors import UserError, named_line, one_line
@@ -86,6 +87,13 @@ def _check_names(args: argparse.Namespace) -> None:
         for word in words:
             choices = [name for name in known if name]
             _require(word in known, f"{flag} {word} is unknown: choose {', '.join(choices[:-1])} or {choices[-1]}")
+    for part in (args.dist_backend or "gloo").split(","):  # one a kind of device, as cpu:gloo,cuda:nccl
+        name = part.rpartition(":")[2]
+        _require(dist.is_backend_available(name), f"--dist-backend {name} does not work here: give gloo or nccl")
+    _require(
+        re.match("(env|tcp|file)://", args.dist_url or "env://"),
+        f"--dist-url {args.dist_url} is unknown: write tcp://HOST:PORT, file:///PATH, or env:// as torchrun sets it",
+    )
     try:
         device = torch.device(args.device)
         if device.type not in ("cpu", "cuda", "mps"):  # OpenCLIP falls back to the CPU where these are not there
@@ -116,7 +124,6 @@ def _check_packages(args: argparse.Namespace) -> None:
         ("wandb" in reports, "--report-to wandb", "wandb", "wandb"),
         (args.horovod, "--horovod", "horovod", "horovod"),
         (args.use_bnb_linear, "--use-bnb-linear", "bitsandbytes", "bitsandbytes triton"),
-        (args.imagenet_v2, "--imagenet-v2", "imagenetv2_pytorch", "imagenetv2_pytorch"),
     ):
         _require(
             not needed or importlib.util.find_spec(package),

@@ -282,12 +282,13 @@ class Run(FileHooks):
 
     def _end_epoch(self, state: RunState, epoch: int) -> None:
         if self.batches is None or self.guard is None:
-            self.checkpoints.end_epoch(state, epoch, left_out=0, steps=1)
+            self.checkpoints.end_epoch(state, epoch)
             return
         if self.checkpointer is not None:
             self.checkpointer.finish()
-        progress = self.batches.progress(0)  # of the next epoch
-        is_saved = self.checkpoints.end_epoch(state, epoch, self.guard.left_out, progress.steps_per_epoch)
+        guard, progress = self.guard, self.batches.progress(0)  # of the next epoch
+        is_bad = guard.in_a_row > 0 and guard.left_out >= progress.steps_per_epoch
+        is_saved = self.checkpoints.end_epoch(state, epoch, not guard.left_out, is_bad)
         if self.checkpointer is not None and is_saved:
             self.checkpointer.saved_step = progress.global_step
 
