@@ -15,7 +15,8 @@ from trajectories import LOSSES, assert_close, golden_settings, random_steps, un
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.loss import functional
+from open_clip_train_fastclip.loss import functional, logits
+from open_clip_train_fastclip.loss.precision import float32_products
 
 
 def opposite_pairs(dtype):
@@ -90,8 +91,8 @@ def test_tiles_and_recomputed_similarities_change_nothing(loss, tile_columns, mo
     """A large batch is walked through in tiles, here of few columns: some hold only an anchor's own copies."""
     ids = [5, 5, 5, 5, 5, 5, 6, 7, 8, 9, 10, 5]
     steps, settings = random_steps([ids, range(12)], epochs=[0, 1], aligned=0.8), golden_settings(loss)
-    monkeypatch.setattr(functional, "KEPT_ELEMENTS", 0)
-    monkeypatch.setitem(functional.TILE_ELEMENTS, "cpu", tile_columns * len(ids))
+    monkeypatch.setitem(logits.KEPT_ELEMENTS, "cpu", 0)
+    monkeypatch.setitem(logits.TILE_ELEMENTS, "cpu", tile_columns * len(ids))
     assert_equals_reference(settings, steps, [run_steps(settings, steps)], 1e-10)
 
 
@@ -223,39 +224,3 @@ def test_a_complete_loop_learns(loss):
     matched = (similarity.argmax(dim=1) == torch.arange(64)).float().mean()
     assert matched > 0.9
     assert torch.isfinite(fastclip.full_state()["log_u_image"]).all()
-
-
-@pytest.mark.parametrize("backend", ["cuda", "mkldnn"])
-def test_the_callers_switch_for_tf32_is_put_back(backend):
-    """Also after the new switch of torch 2.9 was used, which the old one does not bear."""
-    matmul = getattr(torch.backends, backend).matmul
-    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
-    before = getattr(matmul, name)
-    try:
-        for value in ("tf32", "ieee") if name == "fp32_precision" else (True, False):
-            setattr(matmul, name, value)
-            with functional.exact_products(torch.device("cpu")):
-                assert getattr(matmul, name) in ("ieee", False)
-            assert getattr(matmul, name) == value
-    finally:
-        setattr(matmul, name, before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_error_of_an_exponent_at_the_smallest_temperature(dtype):
-    """h at tau 0.01 against float64 from the same (rounded) features: a few units in the last place of float32.
-
-    How many depends on the order in which a CPU adds; TF32 or bf16 products would be off by 0.01 and more.
-    """
-    generator = torch.Generator().manual_seed(0)
-    image, noise = (normalize(torch.randn(256, 512, generator=generator), dim=1) for _ in range(2))
-    text = normalize(image + 0.3 * noise, dim=1).to(dtype)  # exponents up to 96
-    image = image.to(dtype)
-    tau = torch.full((256,), 0.01)
-    places = torch.arange(256)
-    with torch.autocast("cpu", torch.bfloat16), functional.exact_products(torch.device("cpu")):
-        logits = functional.Logits(image.float(), tau, text.float(), places, places + 256)  # none excluded
-        ((_, tile),) = list(logits)
-    exact = (image.double() @ text.double().T) / 0.01
-    found = tile.double() / functional.LOG2_E
-    assert exact.max() > 90 and (found - exact).abs().max() < 1e-4

@@ -5,6 +5,7 @@ In order: the ids, their rows of the per-sample table, the features, and the new
 
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -39,3 +40,12 @@ class Collectives:
             return local
 
         return finished
+
+
+def gather_packed(collectives: Collectives, *locals_: Tensor) -> list[Tensor]:
+    """gather() of several tensors of one dtype in one collective; a 0-d one becomes [K]."""
+    if collectives.world_size == 1:
+        return [local if local.dim() else local[None] for local in locals_]
+    everything = collectives.gather(torch.cat([local.reshape(-1) for local in locals_])[None])
+    pieces = everything.split([local.numel() for local in locals_], dim=1)
+    return [piece.reshape(-1, *local.shape[1:]) for piece, local in zip(pieces, locals_, strict=True)]

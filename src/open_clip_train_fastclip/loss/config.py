@@ -14,6 +14,8 @@ GCL, GCL_WITHOUT_TAU, RGCL, RGCL_G = "GCL", "GCL without the factor tau", "RGCL"
 GAMMA_SCHEDULES = ("cosine", "constant")
 TAU_LR_SCHEDULES = ("cosine", "const", "step_thresh")
 GRADIENTS = ("released", "paper")
+# Matrix products in float32; the two of the gradient in TF32; all in TF32, where the device has it: see precision.py.
+PRODUCTS = ("exact", "tf32-gradient", "tf32")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class FastCLIPConfig:
     total_steps: int | None = None  # length of the cosine in steps; None: no decay after the warm-up
     lr_min: float = 0.0  # floor of the model's cosine; tau_lr's cosine has the same floor relative to its peak
     gradients: str = "released"  # "released": the published code's; "paper": the paper's formulas
+    products: str = BY_LOSS  # one of PRODUCTS; left out, FastCLIPLoss takes the default of its device
     table_dtype: torch.dtype = torch.float32  # of the table and of tau; float64 in tests
 
     def __post_init__(self) -> None:
@@ -167,10 +170,12 @@ class FastCLIPConfig:
         require(0 < self.lr < math.inf, "lr", "it must be above 0")
         require(0 <= self.lr_min <= self.lr, "lr_min", f"it must be between 0 and the learning rate {self.lr}")
         require_one_of("gradients", GRADIENTS)
+        if self.products is not None:
+            require_one_of("products", PRODUCTS)
 
 
 # Fields that flags set and that a state keeps: every default that depends on the run is in force under its own name.
 RESOLVED = (
     "gamma", "gamma_schedule", "gamma_decay_epochs", "rho", "eps", "temperature", "tau_lr", "tau_lr_schedule",
-    "gradients",
+    "gradients", "products",
 )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from .temperature import tau_lr_at
+from .temperature import peak_tau_lr_at, tau_lr_at
 
 if TYPE_CHECKING:
     from .fastclip import FastCLIPLoss
@@ -16,7 +17,8 @@ def step_figures(loss: "FastCLIPLoss", rows_BC: Tensor | None) -> dict[str, floa
     figures = {"tau": tau.item(), "gamma": loss.gamma, "visited": loss.visited.item() / config.num_samples}
     figures["skipped_steps"] = loss.skipped_steps.item()
     learned = config.learns_global_tau or config.individual_tau
-    figures["tau_lr"] = tau_lr_at(config, max(loss.step - 1, 0), tau).item() if learned else 0.0
+    peak = torch.full_like(tau, peak_tau_lr_at(config, max(loss.step - 1, 0)))
+    figures["tau_lr"] = tau_lr_at(config, peak, tau).item() if learned else 0.0
     if rows_BC is None:
         return figures
     log_u = rows_BC[:, :2]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .collectives import Collectives
 from .config import FastCLIPConfig
+from .fused import fused
 from .own_tensors import OwnTensors
 
 U_COLUMNS = ("log_u_image", "log_u_text")
@@ -23,8 +24,8 @@ class SampleTable(OwnTensors):
     """A table of N samples: log u of both modalities and, with individual temperatures, tau and its Adam moments.
 
     Its rows are split, not copied: rank r of K holds the ids from r * ceil(N/K) on. `rows` has one spare row at the
-    end, the target of writes that belong to other ranks, so that no step needs the number of its own ids on the host.
-    An unvisited sample has log u = -inf.
+    end, which other ranks' ids are read from and written to, so that no step needs the number of its own ids on the
+    host; with several ranks it is zero. An unvisited sample has log u = -inf.
     """
 
     rows: Tensor  # [own ids + 1, C]
@@ -42,24 +43,26 @@ class SampleTable(OwnTensors):
         if config.individual_tau:
             empty_row[2:4] = config.temperature
         self.own("rows", empty_row.repeat(self.stop - self.start + 1, 1))
+        if collectives.world_size > 1:
+            self.rows[-1] = 0.0
 
     def local(self, column: str) -> Tensor:
         """View of one column for this rank's own ids, [stop - start]."""
         return self.rows[:-1, self.columns.index(column)]
 
-    def _positions(self, ids_B: Tensor) -> tuple[Tensor, Tensor]:
-        owned_B = (ids_B >= self.start) & (ids_B < self.stop)
-        return owned_B, torch.where(owned_B, ids_B - self.start, self.stop - self.start)
+    def locate(self, ids_B: Tensor) -> Tensor:
+        """The rows of `ids_B` on this rank, [B]: the spare one for those of other ranks."""
+        return ids_B if self.collectives.world_size == 1 else _within(ids_B, self.start, self.stop)
 
-    def read(self, ids_B: Tensor) -> Callable[[], Tensor]:
-        """Begin to fetch the rows of `ids_B` (the same on every rank); calling the result gives them, [B, C]."""
-        owned_B, positions_B = self._positions(ids_B)
-        rows_BC = self.rows[positions_B].masked_fill_(~owned_B[:, None], 0.0)
-        return self.collectives.start_sum(rows_BC)
+    def read(self, places_B: Tensor) -> Callable[[], Tensor]:
+        """Begin to fetch rows, of ids that are the same on every rank; calling the result gives them, [B, C]."""
+        return self.collectives.start_sum(self.rows[places_B])
 
-    def write(self, ids_B: Tensor, rows_BC: Tensor) -> None:
-        """Store rows; equal ids must bring equal rows, or which of them stays is undefined."""
-        self.rows.index_copy_(0, self._positions(ids_B)[1], rows_BC)
+    def write(self, places_B: Tensor, rows_BC: Tensor) -> None:
+        """Store rows; equal places must bring equal rows, or which of them stays is undefined."""
+        self.rows.index_copy_(0, places_B, rows_BC)
+        if self.collectives.world_size > 1:
+            self.rows[-1].zero_()
 
     def num_visited(self) -> Tensor:
         """Number of samples that have been seen, over all ranks (collective), 0-d int64."""
@@ -78,3 +81,8 @@ class SampleTable(OwnTensors):
             padded[: self.stop - self.start] = self.local(name)
             columns[name] = self.collectives.gather(padded)[: self.num_samples].cpu()
         return columns
+
+
+@fused
+def _within(ids_B: Tensor, start: int, stop: int) -> Tensor:
+    return torch.where((ids_B >= start) & (ids_B < stop), ids_B - start, stop - start)

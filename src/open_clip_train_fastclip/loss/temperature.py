@@ -1,6 +1,6 @@
 """The four rules that move tau. A global tau is kept as log(1/tau), OpenCLIP's logit_scale, clamped to [0, ln 100].
 
-Symbols (paper, Section 4): A = tau mean_i[d_tau g_1,i / (eps + u_1,i) + d_tau g_2,i / (eps + u_2,i)].
+Symbols (paper, Section 4): a = tau mean_i[d_tau g_1,i / (eps + u_1,i) + d_tau g_2,i / (eps + u_2,i)].
 """
 
 import math
@@ -16,84 +16,94 @@ GRADIENT_CLAMP = 5.0  # of an individual tau
 STEP_THRESHOLD, STEP_FACTOR = 0.03, 1 / 3  # "step_thresh": at or below this tau its rate has that factor
 
 
-def tau_lr_at(config: FastCLIPConfig, step: int, tau: Tensor) -> Tensor:
-    """Learning rate of tau in `step` (0-based), a 0-d tensor."""
-    peak = config.tau_lr
-    if config.tau_lr_schedule == "cosine":
-        peak *= cosine_lr_at(step, config.lr, config.warmup_steps, config.total_steps, config.lr_min) / config.lr
-    rate = torch.full_like(tau, peak)
+def peak_tau_lr_at(config: FastCLIPConfig, step: int) -> float:
+    """Learning rate of tau in `step` (0-based), but for what depends on tau itself."""
+    if config.tau_lr_schedule != "cosine":
+        return config.tau_lr
+    return (
+        config.tau_lr
+        * cosine_lr_at(step, config.lr, config.warmup_steps, config.total_steps, config.lr_min)
+        / config.lr
+    )
+
+
+def tau_lr_at(config: FastCLIPConfig, peak: Tensor, tau: Tensor) -> Tensor:
+    """Learning rate of tau, 0-d like both arguments. peak: peak_tau_lr_at()."""
     if config.tau_lr_schedule == "step_thresh":
-        rate = torch.where(tau <= STEP_THRESHOLD, rate * STEP_FACTOR, rate)
-    return rate
+        return torch.where(tau <= STEP_THRESHOLD, peak * STEP_FACTOR, peak)
+    return peak
 
 
 class GlobalTemperature(OwnTensors):
     """One temperature for all samples: constant (sogclr, v1) or learned by AdamW without weight decay (v0, v3)."""
 
     NAMES = ("log_inv_tau", "m", "v", "steps")
-    log_inv_tau: Tensor  # log(1/tau), 0-d like the others
-    m: Tensor
-    v: Tensor
-    steps: Tensor
+    numbers: Tensor  # [4], in the order of NAMES; a move replaces it and does not change it
 
     def __init__(self, config: FastCLIPConfig):
         super().__init__()
-        self.config = config
-        dtype = config.table_dtype
-        self.own("log_inv_tau", torch.tensor(-math.log(config.temperature), dtype=dtype))
-        for name in self.NAMES[1:]:
-            self.own(name, torch.zeros((), dtype=dtype))
+        start = [-math.log(config.temperature), 0.0, 0.0, 0.0]
+        self.own("numbers", torch.tensor(start, dtype=config.table_dtype))
+
+    @property
+    def log_inv_tau(self) -> Tensor:
+        """log(1/tau), a 0-d view."""
+        return self.numbers[0]
 
     def tau(self) -> Tensor:
         """tau in force, a 0-d tensor."""
         return torch.exp(-self.log_inv_tau)
 
-    @property
-    def state(self) -> tuple[Tensor, ...]:
-        """The tensors of NAMES, which move() replaces and does not change."""
-        return tuple(getattr(self, name) for name in self.NAMES)
 
-    def put(self, state: tuple[Tensor, ...]) -> None:
-        """Put back what `state` was."""
-        for name, value in zip(self.NAMES, state, strict=True):
-            setattr(self, name, value)
+def global_gradient(config: FastCLIPConfig, a: Tensor, log_u: Tensor, log_eps_u: Tensor, tau: Tensor) -> Tensor:
+    """Gradient of the objective w.r.t. the one tau, 0-d. log_u and log_eps_u [B, 2]: of the new u, then with eps."""
+    if config.algorithm.objective == GCL_WITHOUT_TAU:
+        return a / tau
+    if config.gradients == "released":
+        return a + config.rho + log_u.mean()  # the mean of 2B is half of L = mean_i[log u_1,i + log u_2,i]
+    return a + 2 * config.rho + 2 * log_eps_u.mean()
 
-    def gradient(self, a: Tensor, mean_log_u: Tensor, mean_log_eps_u: Tensor) -> Tensor:
-        """Gradient of the objective w.r.t. tau. mean_log_u is L = mean_i[log u_1,i + log u_2,i], then with eps."""
-        if self.config.algorithm.objective == GCL_WITHOUT_TAU:
-            return a / self.tau()
-        if self.config.gradients == "released":
-            return a + self.config.rho + mean_log_u / 2
-        return a + 2 * self.config.rho + mean_log_eps_u
 
-    def move(self, gradient: Tensor, rate: Tensor, usable: Tensor) -> None:
-        """One AdamW step on log(1/tau) with the gradient w.r.t. tau; nothing moves where `usable` is False."""
-        beta1, beta2 = self.config.beta1, self.config.beta2
-        usable = usable & gradient.isfinite()
-        gradient = -self.tau() * gradient  # d tau / d log(1/tau) = -tau
-        steps = self.steps + 1
-        m = beta1 * self.m + (1 - beta1) * gradient
-        v = beta2 * self.v + (1 - beta2) * gradient.square()
-        update = (m / (1 - beta1**steps)) / ((v / (1 - beta2**steps)).sqrt() + self.config.adam_eps)
-        log_inv_tau = (self.log_inv_tau - rate * update).clamp(0, -math.log(TAU_MIN))
-        moved = zip((log_inv_tau, m, v, steps), self.state, strict=True)
-        self.put(tuple(torch.where(usable, new, old) for new, old in moved))
+def move_global(
+    config: FastCLIPConfig, numbers: Tensor, gradient: Tensor, rate: Tensor, tau: Tensor, usable: Tensor
+) -> Tensor:
+    """One AdamW step on log(1/tau) with the gradient w.r.t. tau: the new GlobalTemperature.numbers.
+
+    Nothing moves where `usable` is False, or if the gradient is not finite.
+    """
+    usable = usable & (gradient.abs() < math.inf)
+    gradient = gradient * -tau  # d tau / d log(1/tau) = -tau
+    log_inv_tau, m, v, steps = numbers.unbind()
+    steps = steps + 1
+    m = m.lerp(gradient, 1 - config.beta1)
+    v = v.lerp(gradient.square(), 1 - config.beta2)
+    update = m / (1 - config.beta1**steps) / ((v / (1 - config.beta2**steps)).sqrt() + config.adam_eps)
+    log_inv_tau = (log_inv_tau - rate * update).clamp(0, -math.log(TAU_MIN))
+    return torch.where(usable, torch.stack([log_inv_tau, m, v, steps]), numbers)
+
+
+def individual_adam_at(config: FastCLIPConfig, epoch: int) -> tuple[float, float, float, float]:
+    """1 - beta1, 1 - beta2 and the bias corrections of both moments in `epoch` (0-based), for move_individual().
+
+    As published: no memory of moments in epoch 0, and the exponent of the correction is the number of the epoch.
+    """
+    beta1, beta2 = (config.beta1, config.beta2) if epoch > 0 else (0.0, 0.0)
+    return 1 - beta1, 1 - beta2, 1 - beta1 ** (epoch + 1), 1 - beta2 ** (epoch + 1)
 
 
 def move_individual(
-    config: FastCLIPConfig, tau: Tensor, m: Tensor, v: Tensor, gradient: Tensor, rate: Tensor, epoch: int
+    config: FastCLIPConfig, moments: tuple[Tensor, ...], gradient: Tensor, rate: Tensor, adam: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One Adam step on temperatures of single samples (v2, isogclr), elementwise; returns the new tau, m, v.
 
-    `gradient` is that of the sample's own term. As published: no memory of moments in epoch 0, the exponent of the
-    bias correction is the number of the epoch, and tau stays in its range.
+    moments: the old tau, m, v; `gradient` is that of the sample's own term; adam: individual_adam_at(), 0-d each.
+    tau stays in its range.
     """
+    tau, m, v = moments
+    weight1, weight2, correction1, correction2 = adam
     gradient = gradient.clamp(-GRADIENT_CLAMP, GRADIENT_CLAMP)
     if config.gradients == "paper":
         gradient = gradient / config.num_samples
-    beta1, beta2 = (config.beta1, config.beta2) if epoch > 0 else (0.0, 0.0)
-    m = beta1 * m + (1 - beta1) * gradient
-    v = beta2 * v + (1 - beta2) * gradient.square()
-    correction1, correction2 = 1 - beta1 ** (epoch + 1), 1 - beta2 ** (epoch + 1)
+    m, v = m.lerp(gradient, weight1), v.lerp(gradient.square(), weight2)
     tau = tau - rate * (m / correction1) / ((v / correction2).sqrt() + config.adam_eps)
     return tau.clamp(TAU_MIN, TAU_MAX), m, v

@@ -1,0 +1,98 @@
+"""Calls that repeat, as CUDA graphs: the host of a GPU takes longer to launch a step's small kernels than they take."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import one_line
+
+_works = True  # until a capture has failed once in this process
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Recorded(Generic[P, R]):
+    """A pure function of tensors that is recorded on a GPU: from the third equal call on it is one launch.
+
+    Equal calls have equal shapes and types and the same other arguments. What it returns is overwritten by the next
+    call of it, and is the same object every time; an argument that it returns keeps its value until then. Other calls,
+    and those with a first tensor that is not on a GPU, run the function as it is.
+    """
+
+    def __init__(self, function: Callable[P, R]):
+        self._function = function
+        self._last: list[Any] = []  # the signature of the last call
+        self._arguments: list[Tensor] = []  # those of the recording, which it reads
+        self._result: Any = None
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self, *arguments: P.args, **no_keywords: P.kwargs) -> R:
+        """The function's result. Raises what it raises."""
+        leaves = list(_leaves(arguments))
+        if not _pays(leaves[0]):
+            return self._function(*arguments, **no_keywords)
+        signature = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves]
+        repeats, tensors = _equal(signature, self._last), [x for x in leaves if isinstance(x, Tensor)]
+        if self._replay is None:
+            self._last = signature
+            if not repeats or not self._record(arguments, tensors):
+                return self._function(*arguments, **no_keywords)
+        elif not repeats:
+            return self._function(*arguments, **no_keywords)
+        assert self._replay is not None
+        moved = [
+            (old, new) for old, new in zip(self._arguments, tensors, strict=True) if old.data_ptr() != new.data_ptr()
+        ]
+        if moved:
+            torch._foreach_copy_([old for old, _ in moved], [new for _, new in moved])
+        self._replay()
+        result: R = self._result
+        return result
+
+    def __reduce__(self) -> Any:
+        return Recorded, (self._function,)  # a copy records its own
+
+    def _record(self, arguments: tuple[Any, ...], tensors: list[Tensor]) -> bool:
+        global _works
+        try:
+            self._result, self._replay = _capture(self._function, arguments)
+        except RuntimeError as error:
+            _works = False
+            warnings.warn(f"no CUDA graph can be made here, so the loss is slower: {one_line(error)}", stacklevel=4)
+            return False
+        self._arguments = tensors
+        return True
+
+
+def _capture(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Callable[[], None]]:
+    """What function(*arguments) returns, still to be filled in, and what fills it in from the same arguments."""
+    graph = torch.cuda.CUDAGraph()
+    # thread_local, since the threads that pin batches and watch NCCL go on
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = function(*arguments)
+    return result, graph.replay
+
+
+def _pays(first: Any) -> bool:
+    return isinstance(first, Tensor) and first.is_cuda and _works and not torch.is_inference_mode_enabled()
+
+
+def _leaves(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _leaves(argument)
+        else:
+            yield argument
+
+
+def _equal(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(map(_same, left, right))
+
+
+def _same(left: Any, right: Any) -> bool:
+    return left is right or (isinstance(left, tuple) and left == right)
