@@ -25,7 +25,7 @@ def run(benchmark, arguments, folder, capsys):
     return rows
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bf16", "amp_bf16"])
 def test_loss_cost_has_a_row_for_every_loss(dtype, tmp_path, capsys):
     rows = run(loss_cost, ["8x32x16", "8x8x16", "--seconds", 0, "--dtype", dtype], tmp_path, capsys)
     assert [(row["case"], row["loss"]) for row in rows] == [
@@ -41,7 +41,7 @@ def test_loss_cost_has_a_row_for_every_loss(dtype, tmp_path, capsys):
 @pytest.mark.parametrize("loss", ["fastclip-v3", "fastclip-v2"])
 def test_a_large_global_batch_takes_a_tenth_of_open_clips_memory(loss):
     peaks = [
-        in_processes(1, loss_cost.extra_bytes, name, Case(1024, 16384, 8), "cpu", torch.float32)[0]
+        in_processes(1, loss_cost.extra_bytes, name, Case(1024, 16384, 8), "cpu", "float32")[0]
         for name in (OPEN_CLIP, loss)
     ]
     assert peaks[1] <= 0.1 * peaks[0], peaks
