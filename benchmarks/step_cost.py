@@ -5,10 +5,10 @@
 
 Every loss is set up by the ordinary command line up to its first epoch; then blocks of a few steps of all losses are
 run in turn in one process a rank, each by OpenCLIP's train_one_epoch with the patches that the loss has. The data are
-OpenCLIP's synthetic ones with images and captions that differ and are ready, so that no decoding hides the steps; on a
-CPU a data worker makes the batches, as in any real run, on a GPU they are there already, or one worker would be what the
-steps wait for. Several ranks talk over gloo on a CPU, over NCCL on GPUs, one rank each. The last line is JSON, and each
-row is appended to benchmarks/results/step_cost.jsonl.
+OpenCLIP's synthetic ones with images and captions that differ and are ready, so that no decoding hides the steps. On a
+CPU a data worker makes the batches, as in any real run; on a GPU they are there already, or steps would wait for that
+worker. Several ranks talk over gloo, on GPUs over NCCL with one each. The last line is JSON, and each row is appended
+to benchmarks/results/step_cost.jsonl.
 """
 
 import argparse
