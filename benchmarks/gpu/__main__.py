@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from open_clip_train_fastclip.errors import UserError
+
 from ..harness.command import exit_code_of
 from ..harness.records import RESULTS, append, circumstances
 from . import stored
@@ -36,11 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     settings = Settings(args.device, args.small)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, for calls that OpenCLIP and we need
-    try:
-        common = next(forked(described, argv, args, limit_s=60))
-    except Failed as failed:
-        print(f"error: {failed}", file=sys.stderr)
-        return 2
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch finds no GPU here: --device cpu --small runs the same parts on a CPU")
+    [common] = forked(described, argv, args, limit_s=60)
     earlier = stored.read({RESULTS.resolve(), args.results.resolve()})
     kept = []
     for number, name in enumerate(args.parts, 1):
@@ -76,8 +76,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def described(argv: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What all rows have in common; it asks the GPU, so it runs in a fork."""
-    if args.device == "cuda":
-        torch.cuda.init()
     common = circumstances("benchmarks.gpu", argv)
     common["commit"] = args.commit or common["commit"]
     common["versions"]["cuda"] = torch.version.cuda

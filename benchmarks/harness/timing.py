@@ -62,7 +62,11 @@ def gpu_work(step: Callable[[], None], device: str) -> dict[str, float]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
-    events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [
+        event
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and event.name != "Context Sync"
+    ]
     return {
         "kernels": len(events),
         "gpu_ms": round(sum(event.time_range.elapsed_us() for event in events) / 1e3, 4),
