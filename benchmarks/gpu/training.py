@@ -25,6 +25,7 @@ def rows(settings: Settings, model: str, batch: int) -> Iterator[dict]:
     if settings.small:
         model, batch = "ViT-Glyph-32", 8
     steps, rounds = (3, 2) if settings.small else (STEPS, ROUNDS)
+    cases = {loss: {"model": model, "batch": batch, "batches": "kept on the device", "loss": loss} for loss in LOSSES}
     with tempfile.TemporaryDirectory(prefix="gpu-training-") as folder:
         trainers = {loss: trainer(settings, folder, model, batch, steps, rounds + 3, loss) for loss in LOSSES}
         seconds = alternate_epochs(trainers, rounds, settings.device)
@@ -38,11 +39,11 @@ def rows(settings: Settings, model: str, batch: int) -> Iterator[dict]:
                 "samples_ratio_to_clip": round(ratio, 4),
                 "ratio_quartiles": [round(q1, 4), round(q3, 4)],
             }
-            yield row("training step", {"model": model, "batch": batch, "loss": loss}, figures)
+            yield row("training step", cases[loss], figures)
         for loss in LOSSES if settings.device == "cuda" else ():
             figures = on_gpu(trainers[loss], rounds + 1, steps)
             figures["gpu_share_of_step"] = round(figures["gpu_ms"] / step_ms[loss], 3)
-            yield row("training step on the GPU", {"model": model, "batch": batch, "loss": loss}, figures)
+            yield row("training step on the GPU", cases[loss], figures)
 
 
 def on_gpu(made: Trainer, epoch: int, steps: int) -> dict[str, float]:
