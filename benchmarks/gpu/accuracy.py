@@ -1,6 +1,5 @@
 """The loss against itself in float64 on the CPU, and steps that must not count."""
 
-import dataclasses
 import math
 import os
 from collections import Counter
@@ -16,7 +15,7 @@ from open_clip_train_fastclip.loss.config import LOSSES
 from open_clip_train_fastclip.loss.nonfinite import NonfiniteGuard
 
 from ..harness.timing import allow_tf32
-from .measurement import Settings, relative, relative_norm, row
+from .measurement import HAS_PRODUCTS, Settings, products_field, relative, relative_norm, row
 
 STEPS, STEPS_PER_EPOCH = 6, 2
 FULLY_CHECKED = ("fastclip-v2", "fastclip-v3")  # a temperature of each kind, in every mode
@@ -30,7 +29,6 @@ TOLERANCE = 3e-5  # of the value, u and tau
 TOLERANCE_OF_MOMENTS = 1e-3  # of tau's optimizer: a sum of gradients that nearly cancel
 MOMENTS = ("m", "v", "tau_m_image", "tau_m_text", "tau_v_image", "tau_v_text")
 # The arithmetic of the products: how far gradients may be off, by norm, and the factor of the other tolerances.
-HAS_PRODUCTS = any(field.name == "products" for field in dataclasses.fields(FastCLIPConfig))
 PRODUCTS = {"exact": (None, 1), "tf32-gradient": (6e-4, 1), "tf32": (2e-3, 60)} if HAS_PRODUCTS else {}
 
 
@@ -66,8 +64,7 @@ def against_float64(name: str, mode: str, products: str | None, B: int, d: int, 
     """STEPS steps with copies of ids in each batch; the largest errors over them."""
     dtype, low_precision, tolerance_of_gradients = MODES[mode]
     fields = {"loss": name, "num_samples": 4 * B, "epochs": 4, "lr": 1e-2, "gamma": 0.3, "total_steps": 2 * STEPS}
-    chosen = {"products": products} if products else {}
-    ours = FastCLIPLoss(FastCLIPConfig(**fields, **chosen), device=device)
+    ours = FastCLIPLoss(FastCLIPConfig(**fields, **products_field(products)), device=device)
     exact = FastCLIPLoss(FastCLIPConfig(**fields, table_dtype=torch.float64))
     errors, generator = Counter(), torch.Generator().manual_seed(B)
     for step in range(STEPS):

@@ -18,7 +18,8 @@ def rows(settings: Settings) -> Iterator[dict]:
     """A row a loss and problem; right is a curve that is finite and has fallen."""
     for loss in LOSSES:
         torch.compiler.reset()
-        curve = linear_towers.train(loss, LINEAR_STEPS, torch.float32, settings.device).values.tolist()
+        made = linear_towers.make_loss(loss, LINEAR_STEPS, torch.float32, settings.device)
+        curve = linear_towers.train(made, LINEAR_STEPS, torch.float32, settings.device).values.tolist()
         yield of_curve({"problem": "linear towers", "loss": loss, "steps": LINEAR_STEPS}, curve)
     model, batch, steps = ("ViT-Glyph-32", 8, 10) if settings.small else ("ViT-B-32", 64, 30)
     for loss in LOSSES:

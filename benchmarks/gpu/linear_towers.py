@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
-from open_clip_train_fastclip.loss.collectives import Collectives
+
+from .measurement import products_field
 
 SAMPLES, WIDTH, BATCH = 256, 32, 64
 STEPS_PER_EPOCH = SAMPLES // BATCH
@@ -58,24 +59,20 @@ class _OpenClip:
         return self.loss(image, text, 1 / 0.07)
 
 
-def make_loss(name: str, steps: int, dtype: torch.dtype, device: str, collectives: Collectives | None) -> Any:
-    """The loss of the problem, "clip" or one of FastCLIP's; `collectives` in place of its own."""
+def make_loss(name: str, steps: int, dtype: torch.dtype, device: str, products: str | None = None) -> Any:
+    """The loss of the problem, "clip" or one of FastCLIP's with u and tau of `dtype`."""
     if name == "clip":
         return _OpenClip()
-    epochs = max(1, steps // STEPS_PER_EPOCH)
     config = FastCLIPConfig(
-        loss=name, num_samples=SAMPLES, epochs=epochs, gamma=0.3, lr=1e-2, total_steps=steps, table_dtype=dtype
-    )
-    loss = FastCLIPLoss(config, device=device)
-    if collectives is not None:
-        loss.collectives = loss.table.collectives = collectives
-    return loss
+        loss=name, num_samples=SAMPLES, epochs=max(1, steps // STEPS_PER_EPOCH), gamma=0.3, lr=1e-2, total_steps=steps,
+        table_dtype=dtype, **products_field(products),
+    )  # fmt: skip
+    return FastCLIPLoss(config, device=device)
 
 
-def train(name: str, steps: int, dtype: torch.dtype, device: str, collectives: Collectives | None = None) -> Trajectory:
-    """On every rank: `steps` global batches of BATCH pairs."""
+def train(loss: Any, steps: int, dtype: torch.dtype, device: str) -> Trajectory:
+    """On every rank: `steps` global batches of BATCH pairs, in the arithmetic of `dtype`."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    loss = make_loss(name, steps, dtype, device, collectives)
     images, texts = (pairs.to(device, dtype) for pairs in make_pairs())
     generator = torch.Generator().manual_seed(1)
     weights = [
