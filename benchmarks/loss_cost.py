@@ -120,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of loss_cost.jsonl")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.device_count():
+        parser.error("--device cuda: torch finds no GPU here")
     cases = args.cases or [Case.parse(case) for case in CASES]
     torch.set_num_threads(args.threads)
     names = [OPEN_CLIP, FLOOR, *args.losses]

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import open_clip
+import torch
 import torch.distributed as dist
 
 from open_clip_train_fastclip.loss.config import LOSSES
@@ -123,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of step_cost.jsonl")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and max(args.ranks) > torch.cuda.device_count():
+        parser.error(f"--ranks {max(args.ranks)} takes as many GPUs, and torch finds {torch.cuda.device_count()} here")
     rows = []
     for case in args.cases:
         for ranks in args.ranks:
