@@ -27,19 +27,19 @@ def card_of(row: dict[str, Any]) -> str:
 
 def measurement(row: dict[str, Any]) -> str:
     """The same text for rows that measure the same thing."""
-    return json.dumps([row["device"], row["part"], row["name"], row["case"]], sort_keys=True)
+    return json.dumps([row["part"], row["name"], row["case"]], sort_keys=True)
 
 
 def changes(row: dict[str, Any], earlier: list[dict[str, Any]]) -> Iterator[str]:
     """Lines on what differs from the last stored row of the same measurement on the same card.
 
-    A curve is compared with the last one of every card.
+    A curve is compared with the last one of every card, CPUs among them.
     """
     same = [other for other in earlier if measurement(other) == measurement(row)]
     last = {card_of(other): other for other in same}
     before = last.get(card_of(row))
     if before is not None:
-        if before["ok"] != row["ok"]:
+        if {before["ok"], row["ok"]} == {True, False}:
             yield f"ok was {before['ok']} and is {row['ok']}"
         yield from _changed_figures(before["figures"], row["figures"])
     for card, other in last.items():

@@ -85,9 +85,9 @@ def test_host_waits_are_counted_by_line():
     assert guards == host_waits.STEPS
 
 
-def stored_row(cpu, figures, ok=True):
-    common = {"part": "some", "device": "cpu", "machine": {"cpu": cpu, "gpu": None}}
-    return row("step", {"model": "x"}, figures, ok) | common
+def stored_row(card, figures, ok=True, device="cpu"):
+    machine = {"cpu": card, "gpu": None} if device == "cpu" else {"cpu": "A", "gpu": card}
+    return row("step", {"model": "x"}, figures, ok) | {"part": "some", "device": device, "machine": machine}
 
 
 def test_rows_are_compared_with_the_last_of_the_same_card():
@@ -97,11 +97,13 @@ def test_rows_are_compared_with_the_last_of_the_same_card():
     assert list(stored.changes(now, [stored_row("A", {"step_ms": 11.5})])) == []
     assert list(stored.changes(now, [now | {"case": {"model": "y"}, "ok": False}])) == []
     assert list(stored.changes(now | {"ok": False}, [now])) == ["ok was True and is False"]
+    assert list(stored.changes(now | {"ok": None}, [now])) == []
+    assert list(stored.changes(now, [stored_row("G", {"step_ms": 1.0}, device="cuda")])) == []
 
 
 def test_curves_are_compared_with_those_of_every_card():
     now = stored_row("A", {"curve": [3.0, 2.0, 1.0]})
-    earlier = [stored_row("A", {"curve": [3.0, 2.0, 1.5]}), stored_row("B", {"curve": [3.0, 2.25, 1.0]})]
+    earlier = [stored_row("A", {"curve": [3.0, 2.0, 1.5]}), stored_row("B", {"curve": [3.0, 2.25, 1.0]}, device="cuda")]
     assert list(stored.changes(now, earlier)) == [
         "off the curve of A by at most 0.5",
         "off the curve of B by at most 0.25",
