@@ -1,6 +1,6 @@
 """Whether the loss is right on this GPU and what it costs there, in eight minutes.
 
-    python -m benchmarks.gpu [--device cuda] [--small] [--parts accuracy loss-time ...] [--budget 470]
+    python -m benchmarks.gpu [--device cuda] [--small] [--parts accuracy loss-time ...] [--budget 460]
 
 Each part runs in a process of its own with a time limit; one that fails, hangs or breaks the GPU's context is ended,
 and the next begins. One that has no time left is left out. Each row is appended to benchmarks/results/gpu.jsonl and
@@ -40,8 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, for calls that OpenCLIP and we need
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no GPU here: --device cpu --small runs the same parts on a CPU")
-    [common] = forked(described, argv, args, limit_s=60)
-    earlier = stored.read({RESULTS.resolve(), args.results.resolve()})
+    try:
+        [common] = forked(described, argv, args, limit_s=60)
+    except Failed as failed:
+        raise UserError(f"the machine cannot be described: {failed}") from None
+    earlier = stored.read(dict.fromkeys((RESULTS.resolve(), args.results.resolve())))
     kept = []
     for number, name in enumerate(args.parts, 1):
         left = args.budget - (time.monotonic() - start)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -51,41 +52,56 @@ class ThroughTheHost(AlwaysCollective):
         return lambda: finished().to(local.device)
 
 
-def rows(settings: Settings) -> Iterator[dict]:
-    """A row a loss and kind of group."""
-    device, backend = settings.device, "nccl" if settings.device == "cuda" else "gloo"
-    expected = in_processes(1, trajectories, torch.float64, "cpu", None)[0]
-    kinds = [("one rank alone", 1, device, torch.float32, None, None)]
-    kinds += [(f"one rank, {backend}", 1, device, torch.float32, backend, AlwaysCollective)]
-    kinds += [("two ranks through the host", 2, "cpu", torch.float64, None, ThroughTheHost)]
+@dataclass(frozen=True)
+class Group:
+    """How the towers are trained once: by so many ranks, whose group is made for `made_for`."""
+
+    name: str
+    ranks: int
+    made_for: str
+    dtype: torch.dtype
+    collectives: type[Collectives]
+    own_backend: str | None = None  # of a group of one rank, which in_processes makes none for
+
+
+def groups_of(device: str) -> list[Group]:
+    """What can be had on this machine."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    groups = [
+        Group("one rank alone", 1, device, torch.float32, Collectives),
+        Group(f"one rank, {backend}", 1, device, torch.float32, AlwaysCollective, backend),
+        Group("two ranks through the host", 2, "cpu", torch.float64, ThroughTheHost),
+    ]
     if device == "cuda" and in_processes(1, torch.cuda.device_count)[0] > 1:
-        kinds += [("two ranks, nccl", 2, device, torch.float64, None, AlwaysCollective)]
-    for kind, ranks, group_device, dtype, own_backend, collectives in kinds:
-        results = in_processes(ranks, trajectories, dtype, device, collectives, own_backend, device=group_device)
+        groups.append(Group("two ranks, nccl", 2, device, torch.float64, AlwaysCollective))
+    return groups
+
+
+def rows(settings: Settings) -> Iterator[dict]:
+    """A row a loss and group."""
+    alone = Group("the expected", 1, "cpu", torch.float64, Collectives)
+    [expected] = in_processes(1, trajectories, alone, "cpu")
+    for group in groups_of(settings.device):
+        results = in_processes(group.ranks, trajectories, group, settings.device, device=group.made_for)
         for name in LOSSES:
-            errors = [difference(result[name], expected[name]) for result in results]
-            case = {"loss": name, "group": kind, "steps": STEPS}
-            yield row("group", case, {"largest_error": max(errors)}, max(errors) <= TOLERANCE[dtype])
+            error = max(difference(result[name], expected[name]) for result in results)
+            case = {"loss": name, "group": group.name, "steps": STEPS}
+            yield row("group", case, {"largest_error": error}, error <= TOLERANCE[group.dtype])
 
 
-def trajectories(
-    dtype: torch.dtype,
-    device: str,
-    collectives: type[Collectives] | None,
-    backend: str | None = None,
-) -> dict[str, linear_towers.Trajectory]:
-    """On every rank, by loss. backend: of a group of this process alone."""
+def trajectories(group: Group, device: str) -> dict[str, linear_towers.Trajectory]:
+    """On every rank, by loss."""
     with tempfile.TemporaryDirectory(prefix="gpu-group-") as folder:
-        if backend is not None:
-            dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        if group.own_backend is not None:
+            store = f"file://{folder}/rendezvous"
+            dist.init_process_group(group.own_backend, init_method=store, rank=0, world_size=1)
         found = {}
         for name in LOSSES:
             # in exact arithmetic: Adam makes a step of any size of a gradient near 0 whose sign is off
-            loss = linear_towers.make_loss(name, STEPS, dtype, device, products="exact")
-            if collectives is not None:
-                loss.collectives = loss.table.collectives = collectives()
-            found[name] = linear_towers.train(loss, STEPS, dtype, device)
-        if backend is not None:
+            loss = linear_towers.make_loss(name, STEPS, group.dtype, device, products="exact")
+            loss.collectives = loss.table.collectives = group.collectives()
+            found[name] = linear_towers.train(loss, STEPS, group.dtype, device)
+        if group.own_backend is not None:
             dist.destroy_process_group()
     return found
 
