@@ -86,12 +86,12 @@ def against_float64(name: str, mode: str, products: str | None, B: int, d: int, 
             found["gradient"] = max(found.get("gradient", 0), relative(leaf.grad, leaf_float64.grad))
             found["gradient_norm"] = max(found.get("gradient_norm", 0), relative_norm(leaf.grad, leaf_float64.grad))
         known = state_of(ours)
-        found |= {key: relative(known[key], value) for key, value in state_of(exact).items()}
+        found |= {key: relative(known[key], right) for key, right in state_of(exact).items()}
         errors |= Counter(found)
     case = {"loss": name, "mode": mode, "products": products or "default", "B": B, "d": d}
     too_large = beyond_tolerance(errors, tolerance_of_gradients, effective_products(products, device))
     figures = {key: errors[key] for key in ("value", "gradient", "gradient_norm")}
-    figures["state"] = max(value for key, value in errors.items() if key not in figures and key not in MOMENTS)
+    figures["state"] = max((error for key, error in errors.items() if key not in (*figures, *MOMENTS)), default=0.0)
     return row("against float64", case, figures | {"too_large": too_large}, not too_large)
 
 
@@ -141,10 +141,9 @@ def steps_with_nan(device: str) -> dict:
         after = (*towers.parameters(), *remembered(loss))
         moved.append(not all(torch.equal(a, b) for a, b in zip(after, before, strict=True)))
     expected = [True, True, False, False, True, True]
-    figures = {"moved": moved, "skipped_steps": int(loss.skipped_steps)}
-    return row(
-        "steps with a NaN", {"loss": "fastclip-v3"}, figures, moved == expected and figures["skipped_steps"] == 2
-    )
+    skipped = int(loss.skipped_steps)
+    figures = {"moved": moved, "skipped_steps": skipped}
+    return row("steps with a NaN", {"loss": "fastclip-v3"}, figures, moved == expected and skipped == 2)
 
 
 def remembered(loss: FastCLIPLoss) -> list[Tensor]:

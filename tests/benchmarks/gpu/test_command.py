@@ -60,7 +60,7 @@ def raise_an_error(settings):
 
 
 def test_a_part_that_does_not_end_well_leaves_its_rows_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
-    bad = {"hangs": Part(hang, 1), "dies": Part(die, 10), "raises": Part(raise_an_error, 10), "good": judged(True)}
+    bad = {"hangs": Part(hang, 3), "dies": Part(die, 10), "raises": Part(raise_an_error, 10), "good": judged(True)}
     monkeypatch.setattr(gpu, "PARTS", bad)
     monkeypatch.setattr(gpu, "SMALL_FACTOR", 1)
     code, rows = check(tmp_path, "--parts", *bad)
@@ -75,7 +75,7 @@ def test_a_part_that_does_not_end_well_leaves_its_rows_and_the_next_one_runs(tmp
         *[("raises", "before it raises"), ("raises", "not finished"), ("good", "judged")],
     ]
     errors = [found["figures"]["error"] for found in rows if found["name"] == "not finished"]
-    assert errors == ["stopped after its 1 s", "died with exit code -9", "ValueError: no such thing"]
+    assert errors == ["stopped after its 3 s", "died with exit code -9", "ValueError: no such thing"]
     assert "3 failed" in capsys.readouterr().out
 
 
@@ -89,7 +89,7 @@ def test_what_a_part_has_started_ends_with_it():
 
     found = []
     with pytest.raises(Failed):
-        for pid in forked(start_another, limit_s=1):
+        for pid in forked(start_another, limit_s=3):
             found.append(pid)
     deadline = time.monotonic() + 20
     while alive(found[0]) and time.monotonic() < deadline:
