@@ -2,6 +2,7 @@
 # make test         all tests, two files at a time, and then those on a real SLURM
 # make test-fast    the tests of the loss, the data and the flags (under two minutes)
 # make lint         ruff, mypy and shellcheck
+# make gpu-check    whether the loss is right on this machine's GPU and what it costs there (eight minutes)
 # make soak         kill twenty short runs at random moments and resume them (about 15 minutes)
 # Each makes .venv first if it is missing or older than requirements.txt.
 
@@ -14,7 +15,7 @@ VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
 export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test test-fast lint soak
+.PHONY: quickstart test test-fast lint gpu-check soak
 
 quickstart: $(VENV)/.complete
 	$(VENV)/bin/python -m benchmarks.quickstart --mismatched $(MISMATCHED) --losses $(LOSSES)
@@ -33,6 +34,9 @@ lint: $(VENV)/.complete
 	@command -v shellcheck >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y shellcheck; } || \
 		{ echo "shellcheck is missing: install the package shellcheck (Debian, Ubuntu, Fedora)" >&2; exit 1; }
 	shellcheck -x scripts/slurm/*.sh
+
+gpu-check: $(VENV)/.complete
+	$(VENV)/bin/python -m benchmarks.gpu
 
 soak: $(VENV)/.complete
 	$(VENV)/bin/python tests/support/soak.py

@@ -1,9 +1,9 @@
 """Time and memory of one rank's loss: OpenCLIP's ClipLoss, each FastCLIP loss, and four bare matrix products.
 
-    python -m benchmarks.loss_cost [160x5120x512 ...] [--device cuda] [--dtype bf16] [--threads 1] [--seconds 60]
+    python -m benchmarks.loss_cost [160x5120x512 ...] [--device cuda] [--dtype amp_bf16] [--threads 1] [--seconds 60]
 
-All of a case are run in turn in one process, forward plus backward; one_rank.py says what is in a step. The last line
-is JSON, and each row is appended to benchmarks/results/loss_cost.jsonl.
+All of a case are run in turn in one process, forward plus backward; one_rank.py says what is in a step. TF32 is allowed
+as OpenCLIP's main() allows it. The last line is JSON, and each row is appended to benchmarks/results/loss_cost.jsonl.
 """
 
 import argparse
@@ -18,20 +18,21 @@ from tqdm import tqdm
 from open_clip_train_fastclip.loss.config import LOSSES
 
 from .harness.memory import peak_extra_bytes
-from .harness.one_rank import FLOOR, OPEN_CLIP, Case, Features, make_step
+from .harness.one_rank import DTYPES, FLOOR, OPEN_CLIP, Case, Features, make_step
 from .harness.processes import in_processes
 from .harness.records import RESULTS, finish, quartiles, ratio_quartiles
+from .harness.timing import allow_tf32, synchronize
 
 CASES = ("128x1024x512", "160x5120x512", "256x8192x512", "1024x32768x512", "256x256x512", "1024x1024x512")
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 LEAST_ROUNDS, MOST_ROUNDS = 5, 300
 
 
-def extra_bytes(name: str, case: Case, device: str, dtype: torch.dtype) -> int:
+def extra_bytes(name: str, case: Case, device: str, kind: str) -> int:
     """Peak memory of one step beyond the features of this rank and of all others, and the table."""
+    allow_tf32()
     small = Case(2, 4, 8)
-    make_step(name, small, Features(small, device, dtype))()
-    features = Features(case, device, dtype)
+    make_step(name, small, Features(small, device, kind))()
+    features = Features(case, device, kind)
     extra = peak_extra_bytes(make_step(name, case, features), device)
     if name == OPEN_CLIP and case.ranks > 1:
         # The pieces that were concatenated stay here; a real gather's are gone when memory is at its peak.
@@ -41,11 +42,6 @@ def extra_bytes(name: str, case: Case, device: str, dtype: torch.dtype) -> int:
 
 def alternate(steps: dict[str, Callable[[], None]], seconds: float, device: str) -> dict[str, list[float]]:
     """Milliseconds of each step, once a round, there and back again in the next, for `seconds` and LEAST_ROUNDS."""
-
-    def synchronise():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
     times, names = {name: [] for name in steps}, list(steps)
     for step in steps.values():
         step()
@@ -54,10 +50,10 @@ def alternate(steps: dict[str, Callable[[], None]], seconds: float, device: str)
         if done >= LEAST_ROUNDS and time.monotonic() > end:
             break
         for name in names:
-            synchronise()
+            synchronize(device)
             start = time.perf_counter()
             steps[name]()
-            synchronise()
+            synchronize(device)
             times[name].append(1000 * (time.perf_counter() - start))
         names.reverse()
     return times
@@ -111,7 +107,10 @@ def main(argv: list[str] | None = None) -> int:
         help=f"pairs a rank x pairs of the global batch x width (default: {' '.join(CASES)})",
     )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the features (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32",
+        help="of the features; amp_bf16: float32 under autocast, as in training (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument(
         "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS", help="default: all of FastCLIP's"
@@ -121,18 +120,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of loss_cost.jsonl")
     args = parser.parse_args(argv)
-    cases, dtype = args.cases or [Case.parse(case) for case in CASES], DTYPES[args.dtype]
+    if args.device == "cuda" and not torch.cuda.device_count():
+        parser.error("--device cuda: torch finds no GPU here")
+    cases = args.cases or [Case.parse(case) for case in CASES]
     torch.set_num_threads(args.threads)
     names = [OPEN_CLIP, FLOOR, *args.losses]
     tasks = [(case, name) for case in cases for name in names]
     # Memory first: its processes are forks, which a parent that uses a GPU cannot have.
     peaks = {
-        (case, name): in_processes(1, extra_bytes, name, case, args.device, dtype)[0]
+        (case, name): in_processes(1, extra_bytes, name, case, args.device, args.dtype)[0]
         for case, name in tqdm(tasks, desc="memory", disable=None)
     }
+    allow_tf32()
     rows = []
     for case in cases:
-        features = Features(case, args.device, dtype)
+        features = Features(case, args.device, args.dtype)
         steps = {name: make_step(name, case, features) for name in names}
         times = alternate(steps, args.seconds, args.device)
         rows += rows_of(case, times, {name: peaks[case, name] for name in names}, args)

@@ -26,6 +26,14 @@ TABLE_ROWS = 1_000_000  # of the per-sample table: more than a cache holds
 OPEN_CLIP, FLOOR = "open-clip", "four-matmuls"
 
 
+# What the features and autocast are of: float32 as --precision fp32 has them, bf16 as pure_bf16, amp_bf16 as its name
+DTYPES = {
+    "float32": (torch.float32, None),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "amp_bf16": (torch.float32, torch.bfloat16),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """Sizes of one measurement, written "160x5120x512"."""
@@ -53,7 +61,9 @@ class Case:
 class Features:
     """Unit vectors such as towers give, every pair's image and text near each other, and the ids of their samples."""
 
-    def __init__(self, case: Case, device: str, dtype: torch.dtype):
+    def __init__(self, case: Case, device: str, kind: str):
+        """kind: one of DTYPES."""
+        dtype, self.low_precision = DTYPES[kind]
         generator = torch.Generator().manual_seed(0)
         noise_Bd = torch.randn(case.B, case.d, generator=generator)
         image_Bd = normalize(torch.randn(case.B, case.d, generator=generator), dim=1)
@@ -66,9 +76,9 @@ class Features:
         return [f[:b].clone().requires_grad_() for f in (self.image_Bd, self.text_Bd)]
 
     def autocast(self):
-        """The autocast under which a training loop has features of this dtype."""
-        low_precision = self.image_Bd.dtype != torch.float32
-        return torch.autocast(self.image_Bd.device.type, self.image_Bd.dtype) if low_precision else nullcontext()
+        """The autocast under which a training loop has features of this kind."""
+        low_precision = self.low_precision
+        return torch.autocast(self.image_Bd.device.type, low_precision) if low_precision else nullcontext()
 
 
 class StandInCollectives:
@@ -135,13 +145,17 @@ def fastclip_step(name: str, case: Case, features: Features) -> Callable[[], Non
 
 
 def four_products(case: Case, features: Features) -> Callable[[], None]:
-    """The floor: two products for the similarities, two for the gradients, into memory that is there already."""
-    image_bd, text_bd = (f[: case.b] for f in (features.image_Bd, features.text_Bd))
-    weights_bB = image_bd.new_empty(case.b, case.B)
-    gradient_bd = torch.empty_like(image_bd)
+    """The floor: two products for the similarities, two for the gradients, into memory that is there already.
+
+    They are of the dtype that autocast gives products.
+    """
+    dtype = features.low_precision or features.image_Bd.dtype
+    image_Bd, text_Bd = features.image_Bd.to(dtype), features.text_Bd.to(dtype)
+    weights_bB = image_Bd.new_empty(case.b, case.B)
+    gradient_bd = torch.empty_like(image_Bd[: case.b])
 
     def step():
-        for anchors_bd, items_Bd in ((image_bd, features.text_Bd), (text_bd, features.image_Bd)):
+        for anchors_bd, items_Bd in ((image_Bd[: case.b], text_Bd), (text_Bd[: case.b], image_Bd)):
             torch.mm(anchors_bd, items_Bd.T, out=weights_bB)
             torch.mm(weights_bB, items_Bd, out=gradient_bd)
 

@@ -15,18 +15,19 @@ import torch
 import torch.distributed as dist
 
 
-def in_processes(count: int, function: Callable, *args) -> list:
-    """Results of function(*args) in `count` forked processes, in rank order; with more than one, in a gloo group.
+def in_processes(count: int, function: Callable, *args, device: str = "cpu") -> list:
+    """Results of function(*args) in `count` forked processes, in rank order; with more than one, in a group.
 
-    The environment is torchrun's. Raises RuntimeError with the traceback of the process that failed first; the others
-    are then ended. Call it before anything runs on a GPU: a fork cannot use one that its parent used.
+    The group is gloo's; on device "cuda" NCCL's, each rank with a GPU of its own. The environment is torchrun's. Raises
+    RuntimeError with the traceback of the process that failed first; the others are then ended. Call it before anything
+    runs on a GPU: a fork cannot use one that its parent used.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         pipes, processes = [], []
         for rank in range(count):
             reader, writer = context.Pipe(duplex=False)
-            own = (rank, count, Path(folder), writer)
+            own = (rank, count, device, Path(folder), writer)
             process = context.Process(target=_rank, args=(*own, function, args))  # no daemon: it may have data workers
             process.start()
             writer.close()
@@ -53,13 +54,18 @@ def existing_group() -> Iterator[None]:
         yield
 
 
-def _rank(rank: int, count: int, folder: Path, writer: Connection, function: Callable, args: tuple) -> None:
+def _rank(
+    rank: int, count: int, device: str, folder: Path, writer: Connection, function: Callable, args: tuple
+) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, for calls that OpenCLIP and we need
     try:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
         if count > 1:
             torch.set_num_threads(1)
-            dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
+            if device == "cuda":
+                torch.cuda.set_device(rank)
+            backend = "nccl" if device == "cuda" else "gloo"
+            dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
         writer.send((True, function(*args)))
         if count > 1:
             dist.barrier()  # no rank takes its sockets away while another is still in a collective

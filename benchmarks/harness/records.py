@@ -8,14 +8,16 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+import open_clip_train_fastclip
+
 RESULTS = Path(__file__).parents[1] / "results"
 QUICK = Path("runs", "quick")  # results of benchmarks.run --quick
-PACKAGES = ("torch", "open_clip_torch", "open-clip-train-fastclip")
+PACKAGES = ("torch", "open_clip_torch")
 SETTINGS = ("OMP_", "MALLOC_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES")  # of the environment, that change a timing
 
 
@@ -54,12 +56,23 @@ def commit() -> str | None:
     return f"{found}-dirty" if changed else found
 
 
+def versions() -> dict[str, str | None]:
+    """Of Python and what the numbers depend on; None for a package that is on the path without being installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found | {"open-clip-train-fastclip": open_clip_train_fastclip.__version__}
+
+
 def circumstances(module: str, argv: Sequence[str]) -> dict:
     """Command, versions, commit, machine and date: what has to be known to judge a number or to make it again."""
     return {
         "command": shlex.join(["python", "-m", module, *argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "commit": commit(),
         "machine": {
             "cpu": cpu_model(),
@@ -70,11 +83,15 @@ def circumstances(module: str, argv: Sequence[str]) -> dict:
     }
 
 
-def finish(name: str, argv: Sequence[str], rows: list[dict], folder: Path) -> None:
-    """Append one line a row to NAME.jsonl in `folder`, after all older ones; print the rows as one line of JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    common = circumstances(f"benchmarks.{name}", argv)
-    with (folder / f"{name}.jsonl").open("a") as file:
+def append(path: Path, rows: list[dict], common: dict) -> None:
+    """One line a row, with what is common to all, after all older ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
         for row in rows:
             file.write(json.dumps(row | common) + "\n")
+
+
+def finish(name: str, argv: Sequence[str], rows: list[dict], folder: Path) -> None:
+    """Append the rows to NAME.jsonl in `folder` and print them as one line of JSON."""
+    append(folder / f"{name}.jsonl", rows, circumstances(f"benchmarks.{name}", argv))
     print(json.dumps({"rows": rows}), flush=True)

@@ -1,6 +1,7 @@
 """The benchmarks at very small sizes: their rows, their counts, and the targets that are not timings."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def run(benchmark, arguments, folder, capsys):
     return rows
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bf16", "amp_bf16"])
 def test_loss_cost_has_a_row_for_every_loss(dtype, tmp_path, capsys):
     rows = run(loss_cost, ["8x32x16", "8x8x16", "--seconds", 0, "--dtype", dtype], tmp_path, capsys)
     assert [(row["case"], row["loss"]) for row in rows] == [
@@ -41,7 +42,7 @@ def test_loss_cost_has_a_row_for_every_loss(dtype, tmp_path, capsys):
 @pytest.mark.parametrize("loss", ["fastclip-v3", "fastclip-v2"])
 def test_a_large_global_batch_takes_a_tenth_of_open_clips_memory(loss):
     peaks = [
-        in_processes(1, loss_cost.extra_bytes, name, Case(1024, 16384, 8), "cpu", torch.float32)[0]
+        in_processes(1, loss_cost.extra_bytes, name, Case(1024, 16384, 8), "cpu", "float32")[0]
         for name in (OPEN_CLIP, loss)
     ]
     assert peaks[1] <= 0.1 * peaks[0], peaks
@@ -93,6 +94,18 @@ def test_communication_projects_to_many_gpus(tmp_path, capsys):
     assert laion["bytes_a_gpu"]["8"] == 8 * 51_760_000 and laion["released_bytes_a_process"] == 8 * 414_080_000
 
 
+@pytest.mark.parametrize("benchmark, arguments", [(loss_cost, []), (step_cost, ["--ranks", "3"])])
+def test_gpus_that_are_not_there_are_refused_in_one_line(benchmark, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["--device", "cuda", *arguments])
+    assert "torch finds" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_question_for_gpus_begins_no_cuda():
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"  # forks could not use what it begins
+
+
 def test_step_cost_runs_the_ordinary_loop(tmp_path, capsys):
     losses = ["fastclip-v2", "fastclip-v3"]
     sizes = ["--rounds", 2, "--steps", 2, "--table-samples", 10_000]
@@ -102,6 +115,7 @@ def test_step_cost_runs_the_ordinary_loop(tmp_path, capsys):
         (ranks, loss) for ranks in (1, 2) for loss in ("clip", *losses)
     ]
     assert all(row["samples_per_second"] > 0 and row["samples_ratio_to_clip"] > 0 for row in steps)
+    assert {(row["device"], row["precision"]) for row in steps} == {("cpu", "fp32")}
     (table,) = (row for row in rows if row["kind"] == "table")
     assert table["table_bytes_a_rank"] == 5001 * 8  # and one spare row
     assert table["disk_bytes"] >= 80_000

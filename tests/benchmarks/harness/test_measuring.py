@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import open_clip_train_fastclip
 from benchmarks.harness import network, records
 from benchmarks.harness.memory import peak_extra_bytes
 from benchmarks.harness.one_rank import Case
@@ -18,6 +19,13 @@ def test_rows_are_appended_and_never_replaced(tmp_path, capsys):
     assert [row["value"] for row in rows] == [1, 2]
     assert rows[0]["command"] == "python -m benchmarks.loss_cost 8x32x16"
     assert capsys.readouterr().out.splitlines() == ['{"rows": [{"value": 1}]}', '{"rows": [{"value": 2}]}']
+
+
+def test_a_package_that_is_on_the_path_alone_has_no_version(monkeypatch):
+    monkeypatch.setattr(records, "PACKAGES", ("torch", "not-installed"))
+    found = records.circumstances("benchmarks.x", [])["versions"]
+    assert found["torch"] and found["not-installed"] is None
+    assert found["open-clip-train-fastclip"] == open_clip_train_fastclip.__version__
 
 
 def test_ratios_are_taken_round_by_round():
