@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.loss import fastclip
 
 TABLE_ROWS = 1_000_000  # of the per-sample table: more than a cache holds
 OPEN_CLIP, FLOOR = "open-clip", "four-matmuls"
@@ -127,9 +128,10 @@ def fastclip_step(name: str, case: Case, features: Features) -> Callable[[], Non
     """Forward and backward of FastCLIPLoss in its second epoch, where u has a memory."""
     leaves = features.local(case.b)
     config = FastCLIPConfig(loss=name, num_samples=max(TABLE_ROWS, case.B), epochs=32, gamma=0.2)
-    loss = FastCLIPLoss(config, device=leaves[0].device)
-    packed_Bd = torch.cat([features.image_Bd, features.text_Bd], dim=1)
-    loss.collectives = loss.table.collectives = StandInCollectives(case.ranks, [packed_Bd, features.ids_B.clone()])
+    packed_B2d = torch.stack([features.image_Bd, features.text_Bd], dim=1)
+    stand_in = StandInCollectives(case.ranks, [packed_B2d, features.ids_B.clone()])
+    with patch.object(fastclip, "Collectives", lambda: stand_in):
+        loss = FastCLIPLoss(config, device=leaves[0].device)
     loss.start_epoch(1)
     ids_b = features.ids_B[: case.b]
 

@@ -51,9 +51,11 @@ class FastCLIPLoss(SavedElsewhere):
         super().__init__()
         self.config = config = config if config.products else replace(config, products=default_products(device))
         self.collectives = Collectives()
-        self._parts = Parts(config, self.collectives.rank, self.collectives.world_size, recorded=True)
-        self._parts_aside = Parts(config, self.collectives.rank, self.collectives.world_size, recorded=False)
         self.table = SampleTable(config, self.collectives)
+        self._parts, self._parts_aside = (
+            Parts(config, self.table, recorded=True),
+            Parts(config, self.table, recorded=False),
+        )
         self.global_tau = None if config.individual_tau else GlobalTemperature(config)
         self.own("visited", torch.zeros((), dtype=torch.int64))
         self.own("mean_individual_tau", torch.tensor(config.temperature, dtype=torch.float64))
@@ -158,12 +160,11 @@ class FastCLIPLoss(SavedElsewhere):
                     "set num_samples to the largest id + 1"
                 )
         ids_B = self.collectives.gather(sample_ids.to(self.table.rows.device, torch.int64, non_blocking=True))
-        # The usual case, but a GPU's host would have to wait to know it.
-        distinct = ids_B.device.type == "cpu" and functional.are_distinct(ids_B)
         # What is recorded would be overwritten in the midst of a step.
         parts = self._parts if moves else self._parts_aside
-        copies = Copies(None, None) if distinct else parts.find_copies(ids_B)
-        places_B = self.table.locate(ids_B)
+        # They nearly always are, but a GPU's host would have to wait to know it.
+        distinct = ids_B.device.type == "cpu" and functional.are_distinct(ids_B)
+        places_B, copies = parts.look_up(ids_B, distinct)
         self._step = Step(sample_ids, places_B, copies, self.table.read(places_B), announced, moves, parts)
 
     @contextmanager

@@ -15,6 +15,7 @@ from .config import FastCLIPConfig
 from .contrast import Contrast
 from .precision import float32_products
 from .recorded import P, R, Recorded
+from .sample_table import SampleTable
 
 
 class Copies(NamedTuple):
@@ -53,18 +54,21 @@ class Concluded(NamedTuple):
 class Parts:
     """The parts of one rank; `recorded`: on a GPU, see Recorded."""
 
-    def __init__(self, config: FastCLIPConfig, rank: int, world_size: int, recorded: bool):
-        self.config, self.rank, self.world_size = config, rank, world_size
+    def __init__(self, config: FastCLIPConfig, table: SampleTable, recorded: bool):
+        self.config, self.locate = config, table.locate
+        self.rank, self.world_size = table.collectives.rank, table.collectives.world_size
 
         def prepared(function: Callable[P, R]) -> Callable[P, R]:
             return Recorded(function) if recorded else function
 
-        self.find_copies = prepared(self._find_copies)
+        self.look_up = prepared(self._look_up)
         self.compare, self.conclude = prepared(self._compare), prepared(self._conclude)
         self.compare_again, self.conclude_again = prepared(self._compare_again), prepared(self._gradients)
 
-    def _find_copies(self, ids_B: Tensor) -> Copies:
-        return Copies(*functional.last_copies(ids_B))
+    def _look_up(self, ids_B: Tensor, are_distinct: bool) -> tuple[Tensor, Copies]:
+        """Places in the table, [B], and copies of the samples."""
+        copies = Copies(None, None) if are_distinct else Copies(*functional.last_copies(ids_B))
+        return self.locate(ids_B), copies
 
     def _compare(
         self, features_B2d: Tensor, rows_BC: Tensor, copies: Copies, global_tau: Tensor | None, numbers: Tensor,
