@@ -96,6 +96,9 @@ class Run(FileHooks):
         device = stock(args)
         self.evaluation = Evaluation(args)
         agree(checks.check_before_building, args)
+        if device.type == "cuda" and device.index is not None:
+            # OpenCLIP does so for several processes alone; what pins batches, and torch's own, goes by the current GPU
+            torch.cuda.set_device(device)
         self.latest, self.save_most_recent = agree(resume.find_latest, args), args.save_most_recent
         if args.rank == 0 and args.resume == "latest" and args.remote_sync is None:
             args.save_most_recent = False  # with it main() would look at epoch_latest.pt alone; put back below
@@ -182,7 +185,10 @@ class Run(FileHooks):
         if train is None:
             return data
         agree(checks.check_steps, train.dataloader, args)
-        loop = LoopSettings(args.rank, args.world_size, args.batch_size, args.accum_freq, args.epochs, args.seed)
+        loop = LoopSettings(
+            args.rank, args.world_size, args.batch_size, args.accum_freq, args.epochs, args.seed,
+            torch.device(args.device),
+        )  # fmt: skip
         if run_args.is_resumable(args):
             self.data = with_ids(train, args, self.manifest, epoch)
             self.batches = ResumableBatches(self.data.dataloader, loop, epoch, self._trace(), self.data.position)

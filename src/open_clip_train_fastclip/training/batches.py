@@ -178,6 +178,6 @@ class ResumableBatches(ProgressBatches):
         """The batches that are not trained yet; the first one is made before the generators are put back."""
         for batch in seeded_iterator(self.dataloader, self.loop.seed, self.epoch, self.loop.rank):
             if self._rng_state is not None:
-                set_rng_state(self._rng_state)
+                set_rng_state(self._rng_state, self.loop.device)
                 self._rng_state = None
             yield batch
