@@ -4,9 +4,17 @@ from argparse import Namespace
 
 import pytest
 import torch
+from cli import TINY, run_forked
+from loaders import numbered_loader, numbered_rows, openclip_args, preprocess, stock_loader, tokenizer
+from make_data import make_csv, make_shards
+from open_clip_train import data as openclip_data
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from open_clip_train_fastclip.data.rng import rng_state, set_rng_state
+from open_clip_train_fastclip.main import main
 from open_clip_train_fastclip.openclip import hooks
+from open_clip_train_fastclip.openclip.files import pin_batches
 from open_clip_train_fastclip.training.batches import ResumableBatches
 from open_clip_train_fastclip.training.progress import LoopSettings
 
@@ -62,3 +70,82 @@ def test_the_training_gpu_becomes_the_current_one(name, current, monkeypatch, tm
     )  # fmt: skip
     assert run.init_distributed_device(lambda args: torch.device(name), args) == torch.device(name)
     assert chosen == current
+
+
+def shards_of(folder):
+    return stock_loader(make_shards(folder, shards=1, per_shard=8), train_num_samples=8)
+
+
+def table_of(folder):
+    args = openclip_args(make_csv(folder, rows=8))
+    return openclip_data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("source", [shards_of, table_of])
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_batches_of_all_sources_are_pinned_for_a_gpu(device, source, tmp_path):
+    info = source(tmp_path)
+    pin_batches({"train": info}, device)
+    loader = info.dataloader if source is table_of else info.dataloader.pipeline[0]
+    assert loader.pin_memory == (device != "cpu" or source is table_of)  # of a table by OpenCLIP, wherever it trains
+    if source is table_of:
+        assert numbered_rows(info).dataloader.pin_memory
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("loss", ["clip", "fastclip-v3"])
+def test_a_run_pins_its_shards_batches_with_any_loss(loss, device, tmp_path):
+    def as_if_on_it(argv):
+        iterate = DataLoader.__iter__
+        DataLoader.__iter__ = lambda loader: print(f"iterated, pinned: {loader.pin_memory}") or iterate(loader)
+        hooks.pin_batches = lambda data, of_run: pin_batches(data, of_run.replace("cpu", device))
+        return main(argv)
+
+    argv = [*TINY, "--loss", loss, "--train-data", make_shards(tmp_path / "data"), "--logs", tmp_path]
+    run = run_forked(as_if_on_it, (list(map(str, argv)),), tmp_path / "out")
+    assert run.ok and run.output[0].count(f"iterated, pinned: {device == 'cuda'}") == 1, run
+
+
+@pytest.mark.parametrize("source", [numbered_loader, numbered_rows])
+def test_all_of_a_batch_can_be_pinned_ids_too(source, tmp_path, monkeypatch):
+    """As torch's loader does it, with a stand-in for the copy."""
+    pinned = []
+    monkeypatch.setattr("torch.Tensor.pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    data = table_of(tmp_path) if source is numbered_rows else make_shards(tmp_path, shards=1, per_shard=8)
+    batch = next(iter(source(data).dataloader))
+    images, texts, ids, positions = pin_memory(batch)
+    assert [any(part is tensor for tensor in pinned) for part in batch[:3]] == [True] * 3
+    assert all(torch.equal(a, b) for a, b in zip((images, texts, ids), batch[:3], strict=True))
+    assert list(positions) == list(batch[3])
+
+
+def test_ids_of_a_step_stay_pinned(monkeypatch):
+    """Those of several micro-batches are joined, which alone would make ordinary memory of them."""
+    pinned, told = [], []
+    monkeypatch.setattr("torch.Tensor.is_pinned", lambda tensor: any(tensor is one for one in pinned))
+    monkeypatch.setattr("torch.Tensor.pin_memory", lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+    batches = [("images", "texts", torch.tensor([n]).pin_memory(), ()) for n in range(4)]
+
+    class Loader(list):
+        num_batches, num_samples = 4, 4
+
+    class Position:
+        def start_epoch(self, epoch):
+            pass
+
+        def record(self, ids, positions):
+            pass
+
+    class Callback:
+        def before_step(self, ids):
+            told.append((ids.tolist(), ids.is_pinned()))
+
+        def after_step(self, progress):
+            pass
+
+        between_steps, wait = after_step, None
+
+    loop = LoopSettings(rank=0, world_size=1, batch_size=1, accum_freq=2, epochs=1, seed=0, device=SECOND)
+    stepped = ResumableBatches(Loader(batches), loop, 0, None, Position())
+    stepped.bind(Callback())
+    assert len(list(stepped)) == 4 and told == [([0, 1], True), ([2, 3], True)]

@@ -41,7 +41,7 @@ from . import checkpoints, checks, register_models, resume, run_args, schedules,
 from .checkpoints import EpochCheckpoints, RunState
 from .environment import check_environment
 from .evaluation import Evaluation, accuracy
-from .files import FileHooks, keep_content_of_images
+from .files import FileHooks, keep_content_of_images, pin_batches
 from .logs import EarlyLog
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
@@ -180,6 +180,7 @@ class Run(FileHooks):
                 logging.info(note)
         data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         keep_content_of_images(data)
+        pin_batches(data, args.device)
         watch(data, args, self.manifest, self.val_shards)
         train = data.get("train")
         if train is None:

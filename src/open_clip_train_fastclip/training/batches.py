@@ -163,7 +163,8 @@ class ResumableBatches(ProgressBatches):
             self.position.record(ids, positions)
             waiting.append(ids)
             if len(waiting) == accum:
-                callback.before_step(torch.cat(waiting))
+                joined = torch.cat(waiting)
+                callback.before_step(joined.pin_memory() if ids.is_pinned() else joined)
                 waiting = []
             yield images, texts
             if done % accum == 0:
