@@ -95,15 +95,21 @@ class Question:
         values = torch.tensor(numbers, dtype=torch.uint8)
         if device.type == "cuda":
             values = values.pin_memory().to(device, non_blocking=True)
-        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=group, async_op=True)
-        self.wait: Callable[[], Any] = work.wait
-        self._answers = values
+        self._work = dist.all_reduce(values, dist.ReduceOp.MAX, group=group, async_op=True)
+        self._copied: torch.cuda.Event | None = None
         if device.type == "cuda":
-            work.wait()  # the stream does, not the host
-            self._answers = values.to("cpu", non_blocking=True)
-            copied = torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the data workers
-            copied.record()
-            self.wait = copied.synchronize
+            self._work.wait()  # the stream does, not the host
+            values = values.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the data workers
+            self._copied.record()
+        self._answers = values
+
+    def wait(self) -> None:
+        """Wait until all ranks have asked."""
+        if self._copied is None:
+            self._work.wait()
+        else:
+            self._copied.synchronize()
 
     def answers(self) -> list[int]:
         """The largest of each of the numbers, once all ranks have asked."""

@@ -15,6 +15,7 @@ from open_clip_train_fastclip.data.rng import rng_state, set_rng_state
 from open_clip_train_fastclip.main import main
 from open_clip_train_fastclip.openclip import hooks
 from open_clip_train_fastclip.openclip.files import pin_batches
+from open_clip_train_fastclip.training import profiling
 from open_clip_train_fastclip.training.batches import ResumableBatches
 from open_clip_train_fastclip.training.progress import LoopSettings
 
@@ -149,3 +150,30 @@ def test_ids_of_a_step_stay_pinned(monkeypatch):
     stepped = ResumableBatches(Loader(batches), loop, 0, None, Position())
     stepped.bind(Callback())
     assert len(list(stepped)) == 4 and told == [([0, 1], True), ([2, 3], True)]
+
+
+@pytest.mark.parametrize("device", [SECOND, torch.device("cpu")])
+def test_a_gpu_has_done_its_work_where_the_traced_steps_begin_and_end(device, tmp_path, monkeypatch):
+    """The host is ahead of a GPU: work of the step before would be in the trace, and work of the last step missing."""
+    done = []
+
+    class Profiler:
+        def __init__(self, **options):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *of_error):
+            pass
+
+        def step(self):
+            done.append("step")
+
+    monkeypatch.setattr(profiling, "profile", Profiler)
+    monkeypatch.setattr("torch.cuda.synchronize", done.append)
+    trace = profiling.Trace("run", tmp_path, rank=0, accum_freq=1, device=device)
+    batches = list(profiling.profiled(range(30), trace, num_steps=30, settle=lambda: None))
+    assert batches == list(range(30))
+    waits = [device] if device.type == "cuda" else []
+    assert done == ["step"] * 11 + waits + ["step"] * 10 + waits + ["step"]

@@ -207,7 +207,7 @@ class Run(FileHooks):
         if not args.profile:
             return None
         folder = Path(args.logs, args.name) if run_args.logs_are_written(args) else None
-        return Trace(args.name, folder, args.rank, args.accum_freq, on_gpu=str(args.device).startswith("cuda"))
+        return Trace(args.name, folder, args.rank, args.accum_freq, torch.device(args.device))
 
     def cosine_lr(self, stock: Any, *of_model: Any) -> Callable[[int], float]:
         """OpenCLIP's cosine over the full horizon, with a floor."""
