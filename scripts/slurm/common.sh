@@ -73,6 +73,17 @@ read_flags() {
     done <"$file"
 }
 
+# why_ended CODE: what an exit code of srun says of the tasks. Of those that ended differently srun gives the highest code
+# or signal, so the one that it sent to the others can hide that of the task that ended first.
+why_ended() {
+    local again="see above which task srun names first and what it says, then submit the job again, and it continues"
+    case $1 in
+        134) echo "tasks aborted, as NCCL lets them if a rank is lost or does not come within --dist-timeout: $again" ;;
+        137 | 143) echo "tasks were killed, by srun when another one had failed, or for want of memory: $again" ;;
+        *) echo "see above what the first task says" ;;
+    esac
+}
+
 # check_gpus: one task a GPU, as many as SLURM gives. A rehearsal needs none.
 check_gpus() {
     [[ ${REHEARSE:-} != 1 ]] || return 0

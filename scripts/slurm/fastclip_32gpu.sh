@@ -163,5 +163,5 @@ if ((code == saved)); then
     say "the training got a signal of its own and saved: the job is requeued"
     requeue
 fi
-((code == 0)) || die "the training ended with exit code $code: see above what the first task says"
+((code == 0)) || die "the training ended with exit code $code: $(why_ended "$code")"
 say "done: $run"

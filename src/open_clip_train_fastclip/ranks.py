@@ -1,15 +1,20 @@
 """What the ranks of torch.distributed agree on, gather and share out; one process without a group is one rank."""
 
-from collections.abc import Callable
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 import torch.distributed as dist
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
+TRIAL = timedelta(minutes=2)  # of gloo: where an address leads nowhere it waits for as long as it may
 
 
 def is_first_rank() -> bool:
@@ -32,12 +37,84 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 
 
 def gloo_group(timeout: timedelta) -> dist.ProcessGroup | None:
-    """A group of all ranks beside the default one, for the CPU (collective); None without torch.distributed."""
+    """A group of all ranks beside the default one, for the CPU (collective); None without torch.distributed.
+
+    Where gloo does not connect all ranks it is the default group, whose timeout is another.
+    """
     if not dist.is_initialized():
         return None
+    return _new_gloo_group(timeout) if _gloo_connects() else dist.group.WORLD
+
+
+def _new_gloo_group(timeout: timedelta) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert not isinstance(group, int)  # the number stands for a group that this rank is not in
     return group
+
+
+@functools.cache
+def _gloo_connects() -> bool:
+    """Whether gloo connects all ranks (collective), tried once; if not, a warning on rank 0 names the cure.
+
+    The ranks agree on it over the default group: the first to fail leaves the others waiting until the trial is over.
+    """
+    failure, trial, begin = "", None, time.monotonic()
+    try:
+        trial = _new_gloo_group(TRIAL)
+        dist.barrier(trial)
+    except RuntimeError as error:
+        failure = one_line(error)
+    tried = gather_objects((time.monotonic() - begin, dist.get_rank(), failure))
+    if trial is not None:
+        dist.destroy_process_group(trial)
+    failures = [(rank, why) for _, rank, why in sorted(tried) if why]
+    if failures and is_first_rank():
+        rank, why = failures[0]  # the others may only have waited for it
+        logging.warning(
+            f"gloo does not connect the ranks (rank {rank}: {why}): what they ask each other goes over "
+            f"{dist.get_backend()} instead, and an evaluation may not last longer than --dist-timeout: set "
+            "GLOO_SOCKET_IFNAME to the network interface by which the hosts reach each other"
+        )
+    return not failures
+
+
+def device_of(group: dist.ProcessGroup) -> torch.device:
+    """Where tensors must be that travel over a group: on the CPU for gloo, else on the current GPU."""
+    return torch.device("cpu" if dist.get_backend(group) == "gloo" else "cuda")
+
+
+class Question:
+    """The largest of all ranks' numbers: asked at one moment and read at a later one (collective), over `group`.
+
+    Over NCCL reading waits for what the GPU was given before the question, and for nothing that it was given since.
+    """
+
+    def __init__(self, numbers: Sequence[int], group: dist.ProcessGroup):
+        """numbers: this rank's, each from 0 to 255, the same count on all."""
+        device = device_of(group)
+        values = torch.tensor(numbers, dtype=torch.uint8)
+        if device.type == "cuda":
+            values = values.pin_memory().to(device, non_blocking=True)
+        self._work = dist.all_reduce(values, dist.ReduceOp.MAX, group=group, async_op=True)
+        self._copied: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._work.wait()  # the stream does, not the host
+            values = values.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the data workers
+            self._copied.record()
+        self._answers = values
+
+    def wait(self) -> None:
+        """Wait until all ranks have asked."""
+        if self._copied is None:
+            self._work.wait()
+        else:
+            self._copied.synchronize()
+
+    def answers(self) -> list[int]:
+        """The largest of each of the numbers, once all ranks have asked."""
+        self.wait()
+        return self._answers.tolist()
 
 
 def agree(check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -254,7 +254,7 @@ def test_no_collective_outlives_its_trace(tmp_path):
             ask(moments, written)
 
         def checked_stop(profiler):
-            print("asked", len(asked), "answered", asked[-1]._work.is_completed())
+            print("asked", len(asked), "answered", asked[-1]._question._work.is_completed())
             stop(profiler)
 
         SaveTrigger.ask, torch.profiler.profile.stop_trace = slow_ask, checked_stop

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss, load_state
 
@@ -13,8 +14,16 @@ README = Path(__file__).parents[2] / "README.md"
 def test_readmes_example_trains_saves_and_loads(tmp_path, monkeypatch, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(example, names)
+    make, devices, names = FastCLIPLoss.__init__, [], {}
+
+    def make_there(loss, config, device):
+        devices.append(device)
+        make(loss, config, device)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(FastCLIPLoss, "__init__", make_there)
+        exec(example, names)
+    assert devices == [names["device"]] and names["images"].device.type == torch.device(names["device"]).type
     values = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(values) == 4 and values[-1] < values[0]
     assert names["loss"].visited == 64

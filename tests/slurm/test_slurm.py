@@ -314,6 +314,7 @@ def test_a_task_killed_with_9_fails_the_job_within_a_minute(cluster, pair):
     job.ends("FAILED", 60)
     assert job.field("ExitCode") != "0:0"
     assert job.field("Restarts") == "0"
+    assert "then submit the job again, and it continues" in job.output.strip().split("\n")[-1], job.output
 
 
 def test_the_same_script_trains_the_openclip_baseline(cluster, pair):

@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from ..errors import UserError
-from ..ranks import agree, agree_over, gloo_group
+from ..ranks import Question, agree, agree_over, gloo_group
 
 
 class AgreedLoader:
     """A loader's batches; a UserError in place of one is raised on all ranks.
 
-    Collective, as all ranks draw equally many. Each rank tells the others in an all-reduce over gloo whether it has its
+    Collective, as all ranks draw equally many. Each rank tells the others, over ranks.gloo_group(), whether it has its
     next batch. With workers it draws that a step early and reads the answer when the batch is due, so that nobody waits
     for an answer; without, the batch is made when it is due, since making it moves the generators of this process.
     """
@@ -56,12 +55,10 @@ class _Coming:
             self._batch = next(batches, None)
         except UserError as error:
             self._error = error
-        self._failed = torch.tensor(self._error is not None, dtype=torch.uint8)
-        self._answer = dist.all_reduce(self._failed, dist.ReduceOp.MAX, group=group, async_op=True)
+        self._question = Question([self._error is not None], group)
 
     def batch(self) -> Any:
-        self._answer.wait()
-        if self._failed:
+        if any(self._question.answers()):
             agree_over(self._group, self._raise)
         return self._batch
 

@@ -63,8 +63,8 @@ def _undisturbing(batches: Iterator[Any]) -> Iterator[Any]:
         yield batch
 
 
-def rng_state() -> dict[str, Tensor]:
-    """States of torch's generators (CPU and, where it is in use, the current GPU), numpy's and random's, as tensors."""
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's generators (CPU and, if that is a GPU, `device`), numpy's and random's, as tensors."""
     numpy_state: Any = np.random.get_state()
     _, words, position, has_gauss, gauss = numpy_state
     _, numbers, normal = random.getstate()
@@ -75,18 +75,18 @@ def rng_state() -> dict[str, Tensor]:
         "random": torch.tensor(numbers, dtype=torch.int64),
         "random_gauss": torch.tensor([] if normal is None else [normal], dtype=torch.float64),
     }
-    if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def set_rng_state(states: dict[str, Tensor]) -> None:
-    """Put back what rng_state() gave; a GPU's state is left out where there is none."""
+def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what rng_state() gave, a GPU's state into `device`; it is left out where that is none."""
     torch.set_rng_state(states["torch"])
     *words, position, has_gauss = states["numpy"].tolist()
     numpy_words = np.array(words, dtype=np.uint32)
     np.random.set_state(("MT19937", numpy_words, position, has_gauss, states["numpy_gauss"].item()))
     normal = states["random_gauss"].tolist()
     random.setstate((3, tuple(states["random"].tolist()), normal[0] if normal else None))
-    if "cuda" in states and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(states["cuda"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -142,7 +142,7 @@ class RunState:
             loss=args.loss,
             data=self.data.identity,
         )
-        tensors = {"data": self.data.position.tensors(), "generator": rng_state()}
+        tensors = {"data": self.data.position.tensors(), "generator": rng_state(torch.device(args.device))}
         state = None
         if self.loss is not None:
             state = copy_state(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError, named_line, user_message
-from ..ranks import gloo_group
+from ..ranks import device_of, gloo_group
 from .run_args import has_evaluation_data, has_training_data
 
 LIMIT = timedelta(days=1)  # gloo notices at once if rank 0 dies, so it may be long
@@ -68,7 +68,7 @@ class Evaluation:
         """The text of rank 0, which waits for the others in its next collective alone, so for --dist-timeout."""
         if self.group is None:
             return text
-        content = torch.zeros(LONGEST, dtype=torch.uint8)
+        content = torch.zeros(LONGEST, dtype=torch.uint8, device=device_of(self.group))
         encoded = bytearray(text.encode(errors="replace")[:LONGEST])
         content[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
         work = dist.broadcast(content, 0, self.group, async_op=True)

@@ -41,7 +41,7 @@ from . import checkpoints, checks, register_models, resume, run_args, schedules,
 from .checkpoints import EpochCheckpoints, RunState
 from .environment import check_environment
 from .evaluation import Evaluation, accuracy
-from .files import FileHooks, keep_content_of_images
+from .files import FileHooks, keep_content_of_images, pin_batches
 from .logs import EarlyLog
 from .loop import LoopLoss, MetricsLog
 from .patches import View, applied
@@ -96,6 +96,9 @@ class Run(FileHooks):
         device = stock(args)
         self.evaluation = Evaluation(args)
         agree(checks.check_before_building, args)
+        if device.type == "cuda" and device.index is not None:
+            # OpenCLIP does so for several processes alone; what pins batches, and torch's own, goes by the current GPU
+            torch.cuda.set_device(device)
         self.latest, self.save_most_recent = agree(resume.find_latest, args), args.save_most_recent
         if args.rank == 0 and args.resume == "latest" and args.remote_sync is None:
             args.save_most_recent = False  # with it main() would look at epoch_latest.pt alone; put back below
@@ -177,12 +180,16 @@ class Run(FileHooks):
                 logging.info(note)
         data = stock(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         keep_content_of_images(data)
+        pin_batches(data, args.device)
         watch(data, args, self.manifest, self.val_shards)
         train = data.get("train")
         if train is None:
             return data
         agree(checks.check_steps, train.dataloader, args)
-        loop = LoopSettings(args.rank, args.world_size, args.batch_size, args.accum_freq, args.epochs, args.seed)
+        loop = LoopSettings(
+            args.rank, args.world_size, args.batch_size, args.accum_freq, args.epochs, args.seed,
+            torch.device(args.device),
+        )  # fmt: skip
         if run_args.is_resumable(args):
             self.data = with_ids(train, args, self.manifest, epoch)
             self.batches = ResumableBatches(self.data.dataloader, loop, epoch, self._trace(), self.data.position)
@@ -200,7 +207,7 @@ class Run(FileHooks):
         if not args.profile:
             return None
         folder = Path(args.logs, args.name) if run_args.logs_are_written(args) else None
-        return Trace(args.name, folder, args.rank, args.accum_freq, on_gpu=str(args.device).startswith("cuda"))
+        return Trace(args.name, folder, args.rank, args.accum_freq, torch.device(args.device))
 
     def cosine_lr(self, stock: Any, *of_model: Any) -> Callable[[int], float]:
         """OpenCLIP's cosine over the full horizon, with a floor."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint import mid_epoch
@@ -218,11 +219,12 @@ def _put_position(
     Raises UserError also for tensors that nobody here wrote.
     """
     saved = mid_epoch.read_tensors(folder, index)
-    now = rng_state()
+    device = torch.device(args.device)
+    now = rng_state(device)
     try:
         generator = dict(saved[args.rank]["generator"]) if same_layout else None
         if generator is not None:
-            set_rng_state(generator)  # they fit, so training can put them back
+            set_rng_state(generator, device)  # they fit, so training can put them back
         first = resume_position(
             data.dataloader, data.position, index["epoch"], index["batches"], [rank["data"] for rank in saved],
             same_layout, args.accum_freq, epoch_is_done=index["batches"] == index["num_batches"],
@@ -232,5 +234,5 @@ def _put_position(
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{folder}: a rank's position makes no sense ({one_line(error)}): {MID_EPOCH.cure}") from error
     finally:
-        set_rng_state(now)
+        set_rng_state(now, device)
     return first, generator

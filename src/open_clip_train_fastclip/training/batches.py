@@ -163,7 +163,8 @@ class ResumableBatches(ProgressBatches):
             self.position.record(ids, positions)
             waiting.append(ids)
             if len(waiting) == accum:
-                callback.before_step(torch.cat(waiting))
+                joined = torch.cat(waiting)
+                callback.before_step(joined.pin_memory() if ids.is_pinned() else joined)
                 waiting = []
             yield images, texts
             if done % accum == 0:
@@ -178,6 +179,6 @@ class ResumableBatches(ProgressBatches):
         """The batches that are not trained yet; the first one is made before the generators are put back."""
         for batch in seeded_iterator(self.dataloader, self.loop.seed, self.epoch, self.loop.rank):
             if self._rng_state is not None:
-                set_rng_state(self._rng_state)
+                set_rng_state(self._rng_state, self.loop.device)
                 self._rng_state = None
             yield batch

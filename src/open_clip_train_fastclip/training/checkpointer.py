@@ -34,7 +34,7 @@ class AsyncCheckpointer:
 
     A save copies this rank's part to the CPU, writes it in a thread and, when all ranks have done so, gives the folder
     its name. In the background training goes on in the meantime, one save at a time. The ranks talk over the trigger's
-    gloo group, so no host waits for a device but to copy from it.
+    group, which is gloo's where that works, so no host waits for a device but to copy from it.
     """
 
     def __init__(

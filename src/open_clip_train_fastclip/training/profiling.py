@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from ..errors import one_line
@@ -36,7 +37,7 @@ class Trace:
     folder: Path | None  # of the run; None if it keeps none
     rank: int
     accum_freq: int
-    on_gpu: bool
+    device: torch.device  # that the model is on
 
 
 def profiled(batches: Iterable[Any], trace: Trace, num_steps: int, settle: Callable[[], None]) -> Iterator[Any]:
@@ -44,13 +45,14 @@ def profiled(batches: Iterable[Any], trace: Trace, num_steps: int, settle: Calla
 
     A step is accum_freq batches, from asking for the first to asking for the one after the last; num_steps: how many
     there are; settle: waits for the collectives still under way, since one that a gloo thread ends after the profiler
-    has stopped writes into memory that is freed. Too few steps, or a run without a folder, get a warning instead of a
+    has stopped writes into memory that is freed. A GPU has done its work when the traced steps begin and when they end,
+    so that the trace holds theirs and no other. Too few steps, or a run without a folder, get a warning instead of a
     trace.
     """
-    batches = iter(batches)
+    batches, on_gpu = iter(batches), trace.device.type == "cuda"
     if num_steps >= STEPS and trace.folder is not None:
         activities = [ProfilerActivity.CPU]
-        if trace.on_gpu:
+        if on_gpu:
             activities.append(ProfilerActivity.CUDA)
         else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the missing GPU would be logged as an error
@@ -58,8 +60,10 @@ def profiled(batches: Iterable[Any], trace: Trace, num_steps: int, settle: Calla
         with profile(activities=activities, schedule=plan, on_trace_ready=lambda p: _write(p, trace)) as profiler:
             for step in range(1, STEPS + 1):
                 yield from islice(batches, trace.accum_freq)
-                if step == STEPS:
+                if step in (STEPS - TRACED, STEPS):
                     settle()
+                    if on_gpu:
+                        torch.cuda.synchronize(trace.device)
                 profiler.step()
     elif trace.rank == 0:
         why = f"traces steps {STEPS - TRACED + 1} to {STEPS} of an epoch, and those of {trace.run} have {num_steps}"

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What a training loop is from a batch to an epoch: the same on all ranks but for `rank`."""
+    """What a training loop is from a batch to an epoch: the same on all ranks but for `rank` and `device`."""
 
     rank: int
     world_size: int
@@ -13,6 +15,7 @@ class LoopSettings:
     accum_freq: int  # micro-batches a step
     epochs: int
     seed: int
+    device: torch.device  # that the model is on
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ import re
 import time
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 
 from ..errors import UserError
-from ..ranks import is_first_rank
+from ..ranks import Question, is_first_rank
 from .progress import Progress
 from .signals import PreemptionSignals
 
@@ -45,8 +44,8 @@ class Decision:
 class SaveTrigger:
     """Asks every rank between two steps whether a signal has come, rank 0 whether the time of --save-every is over.
 
-    The answers travel in an all-reduce over `group` (gloo; None: alone) that is launched at one boundary and read at
-    the next, so that no host waits for a device or a slow neighbour. Steps of --save-every all ranks count alike.
+    The question goes over `group` (of ranks.gloo_group(); None: alone) at one boundary and is read at the next, so that
+    no host waits for a device or a slow neighbour. Steps of --save-every all ranks count alike.
     """
 
     def __init__(
@@ -56,30 +55,27 @@ class SaveTrigger:
         self.interval, self.signals, self.group = interval, signals, group
         self._last_time = time.monotonic()
         self.last_step = start.global_step  # of the run when it was saved last, or began
-        self._answers: torch.Tensor | None = None
-        self._work: dist.Work | None = None
+        self._question: Question | None = None
 
     def decide(self, progress: Progress, written: bool) -> Decision:
         """The decision at this boundary (collective, with ask() after it); written: by this rank."""
         if self.group is None:
             stop, due, unwritten = self._own(written)
-        elif self._work is None or self._answers is None:
+        elif self._question is None:
             stop, due, unwritten = False, False, True
         else:
-            self._work.wait()
-            stop, due, unwritten = map(bool, self._answers)
+            stop, due, unwritten = map(bool, self._question.answers())
         return Decision(stop, due or self._due_by_steps(progress.global_step), not unwritten)
 
     def ask(self, written: bool) -> None:
         """Launch the question that the next decide() reads, once the decision of this boundary is carried out."""
         if self.group is not None:
-            self._answers = torch.tensor(self._own(written), dtype=torch.uint8)
-            self._work = dist.all_reduce(self._answers, dist.ReduceOp.MAX, group=self.group, async_op=True)
+            self._question = Question(self._own(written), self.group)
 
     def settle(self) -> None:
         """Wait for the answers to the question under way, if there is one."""
-        if self._work is not None:
-            self._work.wait()
+        if self._question is not None:
+            self._question.wait()
 
     def saving(self, progress: Progress) -> None:
         """A save begins: the next one is due an interval later."""
