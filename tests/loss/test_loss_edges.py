@@ -15,8 +15,7 @@ from trajectories import LOSSES, assert_close, golden_settings, random_steps, un
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.loss import functional, logits
-from open_clip_train_fastclip.loss.precision import float32_products
+from open_clip_train_fastclip.loss import logits
 
 
 def opposite_pairs(dtype):

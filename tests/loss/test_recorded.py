@@ -38,7 +38,7 @@ def replays(monkeypatch):
 
 
 def overwrite(old, change, arguments, new=None):
-    """Call change(old tensor, new tensor) for all that a function returned, but for what shares an argument's memory."""
+    """Call change(old tensor, new tensor) for what a function returned, unless it shares an argument's memory."""
     of_arguments = {x.untyped_storage().data_ptr() for x in tensors(arguments)}
     fresh = list(tensors(old if new is None else new))
     for a, b in zip(tensors(old), fresh, strict=True):

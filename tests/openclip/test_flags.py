@@ -137,6 +137,7 @@ OURS = {
     "tau-lr": ("3e-4", 3e-4),
     "tau-lr-schedule": ("const", "const"),
     "gradients": ("paper", "paper"),
+    "products": ("tf32", "tf32"),
 }
 
 

@@ -140,7 +140,7 @@ class FastCLIPConfig:
 
     def resolved(self) -> dict[str, float | int | str]:
         """The plain values that a resumed run must not derive anew, by the names of their fields (RESOLVED)."""
-        return {name: getattr(self, name) for name in RESOLVED}
+        return {name: getattr(self, name) for name in RESOLVED if getattr(self, name) is not None}
 
     def _check(self) -> None:
         def require(ok: bool, name: str, rule: str) -> None:

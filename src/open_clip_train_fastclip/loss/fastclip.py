@@ -18,7 +18,7 @@ from .collectives import Collectives, gather_packed
 from .config import FastCLIPConfig
 from .figures import step_figures
 from .own_tensors import SavedElsewhere
-from .parts import Copies, Parts, State
+from .parts import Parts, State
 from .precision import default_products
 from .sample_table import SampleTable
 from .schedules import gamma_at

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import named_line
+
 _works = True  # until torch.compile has failed once in this process
 
 
@@ -43,9 +45,7 @@ def _pays(tensor: Tensor) -> bool:
 def _go_on_without(error: Exception) -> None:
     global _works
     _works = False
-    reason = str(error).strip().splitlines()
     warnings.warn(
-        f"torch.compile does not work here, so the loss runs uncompiled, which is slower: {type(error).__name__}: "
-        f"{reason[0] if reason else ''}",
+        f"torch.compile does not work here, so the loss runs uncompiled, which is slower: {named_line(error)}",
         stacklevel=3,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..loss import config
 from ..loss.config import ALGORITHMS, CONSTANT, GLOBAL, INDIVIDUAL, LOSSES, Algorithm, FastCLIPConfig, losses_with
+from ..loss.precision import default_products
 from ..loss.temperature import STEP_FACTOR, STEP_THRESHOLD
 
 
@@ -127,6 +128,14 @@ FLAGS = (
         {"choices": list(config.GRADIENTS)},
         default=FastCLIPConfig.gradients,
         sets="gradients",
+    ),
+    Flag(
+        "--fastclip-products",
+        "Precision of the loss's matrix products: exact: float32; tf32-gradient: TF32 in those of the gradients, which "
+        "leaves u and tau exact; tf32: TF32 in all.",
+        {"choices": list(config.PRODUCTS)},
+        default=f"{default_products('cuda')} on a GPU, else {default_products('cpu')}",
+        sets="products",
     ),
     Flag(
         "--fastclip-fresh-state",

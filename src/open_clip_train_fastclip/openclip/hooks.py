@@ -246,7 +246,7 @@ class Run(FileHooks):
             if then not in (None, now) and args.rank == 0:
                 logging.warning(f"the global batch was {then} and is {now} now: rho and the rates stay as they were")
         if args.rank == 0:
-            logging.info(f"FastCLIP: {config}")
+            logging.info(f"FastCLIP: {self.loss.config}")
         loss = LoopLoss(self.loss)
         return marked(loss) if args.profile else loss
 

@@ -222,7 +222,7 @@ def config_from_args(
 
 def _check_stored(stored: dict[str, Any]) -> None:
     """Raise UserError for settings of a state that FastCLIPConfig.resolved() has not given."""
-    defaults = FastCLIPConfig("fastclip-v3", 1).resolved()
+    defaults = FastCLIPConfig("fastclip-v3", 1, products="exact").resolved()
     for field, value in stored.items():
         expected = (str,) if isinstance(defaults.get(field), str) else (int, float)
         if field not in defaults or type(value) not in expected:
