@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from open_clip_train_fastclip.loss.config import LOSSES
 
-from .harness.memory import peak_extra_bytes
+from .harness.memory import gpu_bytes, peak_extra_bytes
 from .harness.one_rank import DTYPES, FLOOR, OPEN_CLIP, Case, Features, make_step
 from .harness.processes import in_processes
 from .harness.records import RESULTS, finish, quartiles, ratio_quartiles
@@ -25,6 +25,7 @@ from .harness.timing import allow_tf32, synchronize
 
 CASES = ("128x1024x512", "160x5120x512", "256x8192x512", "1024x32768x512", "256x256x512", "1024x1024x512")
 LEAST_ROUNDS, MOST_ROUNDS = 5, 300
+WARM_UP = 3  # calls until a GPU has compiled and recorded a step, which keeps memory
 
 
 def extra_bytes(name: str, case: Case, device: str, kind: str) -> int:
@@ -33,7 +34,10 @@ def extra_bytes(name: str, case: Case, device: str, kind: str) -> int:
     small = Case(2, 4, 8)
     make_step(name, small, Features(small, device, kind))()
     features = Features(case, device, kind)
-    extra = peak_extra_bytes(make_step(name, case, features), device)
+    step, before = make_step(name, case, features), gpu_bytes(device)
+    for _ in range(WARM_UP if device == "cuda" else 0):
+        step()
+    extra = peak_extra_bytes(step, device, before)
     if name == OPEN_CLIP and case.ranks > 1:
         # The pieces that were concatenated stay here; a real gather's are gone when memory is at its peak.
         extra -= features.image_Bd.nbytes + features.text_Bd.nbytes

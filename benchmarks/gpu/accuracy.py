@@ -13,9 +13,10 @@ from torch.nn.functional import normalize
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 from open_clip_train_fastclip.loss.config import LOSSES
 from open_clip_train_fastclip.loss.nonfinite import NonfiniteGuard
+from open_clip_train_fastclip.loss.precision import default_products
 
 from ..harness.timing import allow_tf32
-from .measurement import HAS_PRODUCTS, Settings, products_field, relative, relative_norm, row
+from .measurement import Settings, relative, relative_norm, row
 
 STEPS, STEPS_PER_EPOCH = 6, 2
 FULLY_CHECKED = ("fastclip-v2", "fastclip-v3")  # a temperature of each kind, in every mode
@@ -29,7 +30,7 @@ TOLERANCE = 3e-5  # of the value, u and tau
 TOLERANCE_OF_MOMENTS = 1e-3  # of tau's optimizer: a sum of gradients that nearly cancel
 MOMENTS = ("m", "v", "tau_m_image", "tau_m_text", "tau_v_image", "tau_v_text")
 # The arithmetic of the products: how far gradients may be off, by norm, and the factor of the other tolerances.
-PRODUCTS = {"exact": (None, 1), "tf32-gradient": (6e-4, 1), "tf32": (2e-3, 60)} if HAS_PRODUCTS else {}
+PRODUCTS = {"exact": (None, 1), "tf32-gradient": (6e-4, 1), "tf32": (2e-3, 60)}
 
 
 def rows(settings: Settings) -> Iterator[dict]:
@@ -38,13 +39,17 @@ def rows(settings: Settings) -> Iterator[dict]:
         allow_tf32()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # for the runs in float64
     sizes = (32, 16) if settings.small else (512, 512)
-    cases = [(loss, "amp_bf16", None) for loss in LOSSES]
-    cases += [(loss, mode, None) for loss in FULLY_CHECKED for mode in MODES if mode != "amp_bf16"]
-    default = effective_products(None, settings.device)
-    cases += [(loss, "amp_bf16", products) for products in PRODUCTS if products != default for loss in FULLY_CHECKED]
-    for loss, mode, products in cases:
-        torch.compiler.reset()
-        yield against_float64(loss, mode, products, *sizes, settings.device)
+    default = default_products(settings.device)
+    for loss in LOSSES:
+        torch.compiler.reset()  # each loss is compiled anew, and only so many times
+        yield against_float64(loss, "amp_bf16", default, *sizes, settings.device)
+        if loss in FULLY_CHECKED:
+            for mode in MODES:
+                if mode != "amp_bf16":
+                    yield against_float64(loss, mode, default, *sizes, settings.device)
+            for products in PRODUCTS:
+                if products != default:
+                    yield against_float64(loss, "amp_bf16", products, *sizes, settings.device)
     yield steps_with_nan(settings.device)
 
 
@@ -60,11 +65,11 @@ def state_of(loss: FastCLIPLoss) -> dict[str, Tensor | float]:
     return {**loss.full_state(), **loss.tau_state()}
 
 
-def against_float64(name: str, mode: str, products: str | None, B: int, d: int, device: str) -> dict:
+def against_float64(name: str, mode: str, products: str, B: int, d: int, device: str) -> dict:
     """STEPS steps with copies of ids in each batch; the largest errors over them."""
     dtype, low_precision, tolerance_of_gradients = MODES[mode]
     fields = {"loss": name, "num_samples": 4 * B, "epochs": 4, "lr": 1e-2, "gamma": 0.3, "total_steps": 2 * STEPS}
-    ours = FastCLIPLoss(FastCLIPConfig(**fields, **products_field(products)), device=device)
+    ours = FastCLIPLoss(FastCLIPConfig(**fields, products=products), device=device)
     exact = FastCLIPLoss(FastCLIPConfig(**fields, table_dtype=torch.float64))
     errors, generator = Counter(), torch.Generator().manual_seed(B)
     for step in range(STEPS):
@@ -88,23 +93,16 @@ def against_float64(name: str, mode: str, products: str | None, B: int, d: int, 
         known = state_of(ours)
         found |= {key: relative(known[key], right) for key, right in state_of(exact).items()}
         errors |= Counter(found)
-    case = {"loss": name, "mode": mode, "products": products or "default", "B": B, "d": d}
-    too_large = beyond_tolerance(errors, tolerance_of_gradients, effective_products(products, device))
+    case = {"loss": name, "mode": mode, "products": products, "B": B, "d": d}
+    too_large = beyond_tolerance(errors, tolerance_of_gradients, products)
     figures = {key: errors[key] for key in ("value", "gradient", "gradient_norm")}
     figures["state"] = max((error for key, error in errors.items() if key not in (*figures, *MOMENTS)), default=0.0)
     return row("against float64", case, figures | {"too_large": too_large}, not too_large)
 
 
-def effective_products(products: str | None, device: str) -> str | None:
-    """What is in force where nothing is chosen."""
-    if products is None and HAS_PRODUCTS:
-        return "tf32-gradient" if device == "cuda" else "exact"
-    return products
-
-
-def beyond_tolerance(errors: Counter, of_gradients: float, products: str | None) -> dict[str, float]:
+def beyond_tolerance(errors: Counter, of_gradients: float, products: str) -> dict[str, float]:
     """The errors that are larger than they may be."""
-    of_norm, factor = PRODUCTS.get(products, (None, 1))
+    of_norm, factor = PRODUCTS[products]
     too_large = {}
     for name, error in errors.items():
         limit = factor * (TOLERANCE_OF_MOMENTS if name in MOMENTS else TOLERANCE)

@@ -12,7 +12,6 @@ from torch.nn.functional import normalize
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 
-from .measurement import products_field
 
 SAMPLES, WIDTH, BATCH = 256, 32, 64
 STEPS_PER_EPOCH = SAMPLES // BATCH
@@ -65,7 +64,7 @@ def make_loss(name: str, steps: int, dtype: torch.dtype, device: str, products: 
         return _OpenClip()
     config = FastCLIPConfig(
         loss=name, num_samples=SAMPLES, epochs=max(1, steps // STEPS_PER_EPOCH), gamma=0.3, lr=1e-2, total_steps=steps,
-        table_dtype=dtype, **products_field(products),
+        table_dtype=dtype, products=products,
     )  # fmt: skip
     return FastCLIPLoss(config, device=device)
 

@@ -2,14 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from open_clip_train_fastclip import FastCLIPConfig
-
-HAS_PRODUCTS = any(field.name == "products" for field in fields(FastCLIPConfig))
 
 
 @dataclass(frozen=True)
@@ -23,11 +19,6 @@ class Settings:
     def precision(self) -> str:
         """--precision of the training runs."""
         return "amp_bf16" if self.device == "cuda" else "fp32"
-
-
-def products_field(products: str | None) -> dict[str, str]:
-    """The field of FastCLIPConfig that chooses the arithmetic of the products; None leaves it to the device."""
-    return {"products": products} if HAS_PRODUCTS and products else {}
 
 
 def row(name: str, case: Mapping[str, Any], figures: Mapping[str, Any], ok: bool | None = None) -> dict[str, Any]:
