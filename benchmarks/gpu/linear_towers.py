@@ -12,7 +12,6 @@ from torch.nn.functional import normalize
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
 
-
 SAMPLES, WIDTH, BATCH = 256, 32, 64
 STEPS_PER_EPOCH = SAMPLES // BATCH
 
