@@ -121,6 +121,13 @@ def test_an_optimizer_does_not_notice_a_bad_step(optimizer, kind):
         assert not torch.equal(before["/text.weight"], training.state()["/text.weight"])
 
 
+def test_gradients_whose_squares_overflow_are_no_fault():
+    training = Training()
+    before = training.state()
+    training.step(0, bad_gradient=1e25)
+    assert training.guard.left_out == 0 and not torch.equal(before["/text.weight"], training.state()["/text.weight"])
+
+
 @pytest.mark.parametrize("name", ["sogclr", "isogclr", "fastclip-v0", "fastclip-v1", "fastclip-v2", "fastclip-v3"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_training_goes_on_as_if_the_bad_steps_had_not_been(name, kind):
