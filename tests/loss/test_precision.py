@@ -33,7 +33,7 @@ def test_the_callers_old_switch_is_put_back(old, tf32, switches):
     torch.set_float32_matmul_precision(old)
     with float32_products(tf32):
         assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
-        with tensor_cores(True):
+        with tensor_cores():
             assert torch.get_float32_matmul_precision() == "high"
         assert torch.backends.cuda.matmul.allow_tf32 == tf32
     assert torch.get_float32_matmul_precision() == old

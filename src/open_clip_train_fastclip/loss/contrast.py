@@ -1,5 +1,7 @@
 """This rank's pairs against the global batch: the sums that g is made of, and the gradients of the features."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ class Contrast:
         image, text = both
         for where, tile, places in self.image_logits:
             weights = functional.pair_weights(tile, places, bias_B2[self.own, 0], bias_B2[where, 1], self._taus(where))
-            with tensor_cores(tf32):
+            with tensor_cores() if tf32 else nullcontext():
                 image.addmm_(weights, self.text_Bd[where])
                 if self.text_logits is None:
                     text[where].addmm_(weights.T, self.image_Bd)
@@ -76,6 +78,6 @@ class Contrast:
             weights = functional.pair_weights(
                 tile, places, bias_B2[self.own, 1], bias_B2[where, 0], self._taus(where, 1)
             )
-            with tensor_cores(tf32):
+            with tensor_cores() if tf32 else nullcontext():
                 text.addmm_(weights, self.image_Bd[where])
         return both

@@ -40,12 +40,11 @@ def float32_products(tf32: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tensor_cores(on: bool) -> Iterator[None]:
-    """TF32 within float32_products(), if it is `on`."""
+def tensor_cores() -> Iterator[None]:
+    """TF32 within float32_products()."""
     before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     try:
-        if on:
-            torch.set_float32_matmul_precision("high")
         yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -33,9 +33,9 @@ class Recorded(Generic[P, R]):
 
     def __call__(self, *arguments: P.args, **no_keywords: P.kwargs) -> R:
         """The function's result. Raises what it raises."""
-        leaves = list(_leaves(arguments))
-        if not _pays(leaves[0]):
+        if not _pays(arguments[0]):
             return self._function(*arguments, **no_keywords)
+        leaves = list(_leaves(arguments))
         signature = [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves]
         repeats, tensors = _equal(signature, self._last), [x for x in leaves if isinstance(x, Tensor)]
         if self._replay is None:
