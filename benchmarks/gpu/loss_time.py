@@ -1,5 +1,6 @@
 """Time of the loss on one rank, beside OpenCLIP's ClipLoss and four bare products (harness/one_rank.py)."""
 
+import gc
 import time
 from collections.abc import Iterator
 
@@ -53,6 +54,7 @@ def rows_of_mode(case: Case, mode: str, kind: str, losses: tuple[str, ...], devi
 
 def figures_of(name: str, case: Case, features: Features, device: str) -> dict[str, float]:
     """Times, kernels and memory of one loss's step; first_step_s has the compilation in it."""
+    gc.collect()  # recordings of the last loss, or they would go in the midst of this one
     step = make_step(name, case, features)
     before = gpu_bytes(device)
     start = time.perf_counter()

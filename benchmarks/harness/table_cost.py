@@ -33,9 +33,10 @@ def measure(num_samples: int, folder: str) -> dict:
     for _ in range(STEPS):
         ids_B = torch.randint(num_samples, (BATCH * RANKS,), generator=generator)
         start = clock()
-        rows_BC = loss.table.read(ids_B)()
+        places_B = loss.table.locate(ids_B)
+        rows_BC = loss.table.read(places_B)()
         middle = clock()
-        loss.table.write(ids_B, torch.zeros_like(rows_BC))
+        loss.table.write(places_B, torch.zeros_like(rows_BC))
         reads.append(middle - start)
         writes.append(clock() - middle)
     seconds["read_a_step"], seconds["write_a_step"] = quartiles(reads)[1], quartiles(writes)[1]

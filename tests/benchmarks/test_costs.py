@@ -65,12 +65,13 @@ def test_open_clips_bytes_are_those_of_nccl(counts):
 def test_a_step_sends_what_it_must_and_no_more(loss, counts):
     b, d, ranks = 128, 512, 4
     columns = 8 if loss in ("fastclip-v2", "isogclr") else 2
+    slope = loss in ("fastclip-v0", "fastclip-v3")  # a sum over a rank's anchors, for the gradient of one learned tau
     collectives, sample_bytes = counts[loss, b, d]
     assert collectives == {
         "ids": [1, 8 * b, ranks * 8 * b],
         "table rows": [1, 4 * columns * ranks * b, 4 * columns * ranks * b],
         "features": [1, 8 * b * d, ranks * 8 * b * d],
-        "new values": [1, 4 * (b * (columns + 1) + 1), ranks * 4 * (b * (columns + 1) + 1)],
+        "new values": [1, 4 * (b * (columns + 1) + slope), ranks * 4 * (b * (columns + 1) + slope)],
     }
     assert sample_bytes == 4 * columns
 
