@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .errors import UserError, one_line
 
@@ -83,6 +84,23 @@ def device_of(group: dist.ProcessGroup) -> torch.device:
     return torch.device("cpu" if dist.get_backend(group) == "gloo" else "cuda")
 
 
+class HostCopy:
+    """A tensor on its way to the host, which waits for it only where it is read."""
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor.to("cpu", non_blocking=True)
+        self._copied: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._copied = torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the data workers
+            self._copied.record(torch.cuda.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        """The tensor on the CPU: once the GPU has done what it was given before the copy, and nothing given since."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor
+
+
 class Question:
     """The largest of all ranks' numbers: asked at one moment and read at a later one (collective), over `group`.
 
@@ -96,25 +114,23 @@ class Question:
         if device.type == "cuda":
             values = values.pin_memory().to(device, non_blocking=True)
         self._work = dist.all_reduce(values, dist.ReduceOp.MAX, group=group, async_op=True)
-        self._copied: torch.cuda.Event | None = None
+        self._answers: HostCopy | None = None
+        self._values = values
         if device.type == "cuda":
             self._work.wait()  # the stream does, not the host
-            values = values.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the data workers
-            self._copied.record()
-        self._answers = values
+            self._answers = HostCopy(values)
 
     def wait(self) -> None:
         """Wait until all ranks have asked."""
-        if self._copied is None:
+        if self._answers is None:
             self._work.wait()
         else:
-            self._copied.synchronize()
+            self._values = self._answers.read()
 
     def answers(self) -> list[int]:
         """The largest of each of the numbers, once all ranks have asked."""
         self.wait()
-        return self._answers.tolist()
+        return self._values.tolist()
 
 
 def agree(check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from open_clip_train_fastclip import FastCLIPConfig, FastCLIPLoss
+from open_clip_train_fastclip.loss import nonfinite
 from open_clip_train_fastclip.loss.nonfinite import MOST_IN_A_ROW, NonfiniteGuard
 from open_clip_train_fastclip.main import main
 
@@ -306,3 +307,65 @@ def test_cli_too_many_bad_steps_save_and_stop(csv, tmp_path):
     steps = {state["step"].item() for state in checkpoint["optimizer"]["state"].values()}
     assert steps == {1}
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """As on a GPU: the optimizer is torch's AdamW, whose fused kernel a flag tells to do nothing."""
+    monkeypatch.setattr(nonfinite, "_can_be_told", lambda optimizer: type(optimizer) is torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("name", ["isogclr", "fastclip-v1", "fastclip-v3"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_gpu_leaves_out_the_same_steps_without_the_host(name, kind, told):
+    """Also those that come before the optimizer has any state; the host counts each of them one step later."""
+    with_bad, without = Training(name), Training(name)
+    for number in range(5):
+        with_bad.step(number, **kind)
+        with_bad.step(number + 50, **kind)
+        assert with_bad.guard._left_out == 1 and with_bad.guard.left_out == 2
+        before = without.state()
+        with_bad.step(number)
+        without.step(number)
+        if number:
+            assert_same(without.state(), with_bad.state())
+        assert not torch.equal(before["/text.weight"], with_bad.state()["/text.weight"])
+    assert with_bad.loss.skipped_steps == 10 and with_bad.guard.left_out == 0
+    assert all(group["fused"] for group in with_bad.optimizer.param_groups)
+
+
+def test_a_gpu_has_the_end_of_a_run_after_ten_steps_too(told):
+    training = Training()
+    training.step(0)
+    for number in range(MOST_IN_A_ROW):
+        assert not training.guard.too_many
+        training.step(number, bad_gradient=NAN)
+    training.step(0, bad_gradient=NAN)
+    assert training.guard.too_many and training.guard.left_out == MOST_IN_A_ROW + 1
+
+
+def test_ten_bad_steps_and_a_good_one_are_no_end(told):
+    training = Training()
+    for number in range(MOST_IN_A_ROW):
+        training.step(number, bad=NAN)
+    training.step(0)
+    assert not training.guard.too_many
+
+
+def test_an_optimizer_of_a_checkpoint_is_fused_with_its_state(told):
+    """What a run without a GPU has saved goes on, and the other way round."""
+    first, heir = Training(), Training()
+    first.step(0)
+    heir.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    NonfiniteGuard(heir.loss, heir.optimizer, heir.model, None)
+    assert all(state["step"].item() == 1 for state in heir.optimizer.state.values())
+    heir.step(1)
+    assert all(state["step"].item() == 2 for state in heir.optimizer.state.values())
+
+
+@pytest.mark.parametrize("loss, scaler", [(None, None), ("fastclip-v3", torch.amp.GradScaler("cpu"))])
+def test_openclips_loss_and_a_scaler_keep_their_optimizer(loss, scaler, told):
+    towers = Towers()
+    optimizer = torch.optim.AdamW(towers.parameters())
+    NonfiniteGuard(loss and FastCLIPLoss(FastCLIPConfig(loss, 8)), optimizer, towers, scaler)
+    assert not any(group["fused"] for group in optimizer.param_groups)

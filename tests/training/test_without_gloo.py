@@ -117,7 +117,7 @@ def test_over_nccl_the_host_waits_for_the_copied_answers_alone(monkeypatch):
         def __init__(self, blocking=False):
             events.append(("made", blocking))
 
-        def record(self):
+        def record(self, stream):
             events.append("recorded")
 
         def synchronize(self):
@@ -137,6 +137,8 @@ def test_over_nccl_the_host_waits_for_the_copied_answers_alone(monkeypatch):
         return Work()
 
     monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
+    monkeypatch.setattr("torch.Tensor.is_cuda", True)
     monkeypatch.setattr("torch.Tensor.pin_memory", lambda self: self)
     monkeypatch.setattr("torch.Tensor.to", move)
     monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")

@@ -111,18 +111,22 @@ class FastCLIPLoss(SavedElsewhere):
         value: Tensor = _Objective.apply(image_features, text_features, self)
         return value
 
-    def undo_step(self) -> None:
+    def undo_step(self, where: Tensor | None = None) -> None:
         """Put u and tau back to where they were before the last step, since the model did not move in it.
 
-        The step counts as one that was not usable; the clock of tau_lr goes on.
+        The step counts as one that was not usable; the clock of tau_lr goes on. where: 0-d bool; given, only if it is
+        True, which the host need not know.
         """
         step = self._step
-        if step is None or step.update is None:
+        if step is None or step.update is None or self._last_rows_BC is None:
             return
-        self.table.write(step.places_B, step.update.rows_BC)
-        self._put(step.update.before._replace(skipped_steps=self.skipped_steps + self.usable))
-        self._last_rows_BC = step.update.rows_BC
-        self.usable = torch.zeros_like(self.usable)
+        where = torch.ones_like(self.usable) if where is None else where
+        rows_BC, state, self.usable = step.parts.undo(
+            where, step.update.rows_BC, self._last_rows_BC, step.update.before, self._state, self.usable
+        )
+        self.table.write(step.places_B, rows_BC)
+        self._last_rows_BC = rows_BC
+        self._put(state)
 
     @property
     def temperature(self) -> Tensor:
@@ -206,9 +210,8 @@ class FastCLIPLoss(SavedElsewhere):
         diagonal_b = compared.contrast.diagonal_b.to(rows_BC.dtype)
         diagonal_B, *columns_B2 = gather_packed(self.collectives, diagonal_b, local.log_u_b2, *local.tau, *slope)
         slopes_K = columns_B2.pop() if slope else None
-        state = State(self.visited, self.mean_individual_tau, self.skipped_steps, self._global_numbers)
         moved, before, state, gradients_2bd = parts.conclude(
-            diagonal_B, tuple(columns_B2), slopes_K, compared, rows_BC, step.copies, state, numbers, rate
+            diagonal_B, tuple(columns_B2), slopes_K, compared, rows_BC, step.copies, self._state, numbers, rate
         )
         step.update = Update(compared.tau, moved.log_eps_u_B2, moved.value, rows_BC, before)
         if step.moves:
@@ -233,6 +236,10 @@ class FastCLIPLoss(SavedElsewhere):
         self.visited, self.mean_individual_tau, self.skipped_steps, numbers = state
         if self.global_tau is not None and numbers is not None:
             self.global_tau.numbers = numbers
+
+    @property
+    def _state(self) -> State:
+        return State(self.visited, self.mean_individual_tau, self.skipped_steps, self._global_numbers)
 
     @property
     def _global_numbers(self) -> Tensor | None:

@@ -64,6 +64,7 @@ class Parts:
         self.look_up = prepared(self._look_up)
         self.compare, self.conclude = prepared(self._compare), prepared(self._conclude)
         self.compare_again, self.conclude_again = prepared(self._compare_again), prepared(self._gradients)
+        self.undo = prepared(self._undo)
 
     def _look_up(self, ids_B: Tensor, are_distinct: bool) -> tuple[Tensor, Copies]:
         """Places in the table, [B], and copies of the samples."""
@@ -120,6 +121,21 @@ class Parts:
             own_b2 = contrast.diagonal_b[:, None] / (tau[contrast.own] if tau.dim() else tau)
             log_g_b2, _ = functional.log_g(*contrast.sums(with_mean=False), own_b2, len(features_B2d))
         return contrast, log_g_b2
+
+    def _undo(
+        self, where: Tensor, old_BC: Tensor, new_BC: Tensor, before: State, now: State, usable: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
+        """Rows, state and `usable` after a step that, where `where` is True, did not count: it was no usable one."""
+
+        def chosen(old: Tensor, new: Tensor) -> Tensor:
+            return torch.where(where, old, new)
+
+        numbers = now.global_tau
+        if before.global_tau is not None and numbers is not None:
+            numbers = chosen(before.global_tau, numbers)
+        visited, mean_tau = map(chosen, before[:2], now[:2])
+        state = State(visited, mean_tau, now.skipped_steps + (where & usable), numbers)
+        return chosen(old_BC, new_BC), state, usable & ~where
 
     def _gradients(
         self, diagonal_B: Tensor, log_eps_u_B2: Tensor, log_g_b2: Tensor, tau: Tensor, contrast: Contrast

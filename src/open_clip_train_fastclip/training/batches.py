@@ -93,7 +93,7 @@ class StepCallback:
                 on_all_ranks=True,
             )
         if checkpointer is not None:
-            checkpointer.at_boundary(progress, last_step_is_good=not guard.left_out)
+            checkpointer.at_boundary(progress, last_step_is_good=lambda: not guard.left_out)
 
     def wait(self) -> None:
         """Wait for what was launched at a boundary."""

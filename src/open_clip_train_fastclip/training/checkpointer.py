@@ -62,21 +62,22 @@ class AsyncCheckpointer:
         self._unproven = resumed  # the newest folder, until a good step shows that its model can go on
         self._removal: Future[None] | None = None
 
-    def at_boundary(self, progress: Progress, last_step_is_good: bool) -> None:
+    def at_boundary(self, progress: Progress, last_step_is_good: Callable[[], bool]) -> None:
         """Do what it is time for (collective). Raises Preempted on every rank if a signal has come to any.
 
         After a bad step nothing is saved, nor removed: both wait for the next good one, and so does the end of the run.
+        last_step_is_good: asked only where it matters, since the host may have to wait for the step.
         """
         decision = self.trigger.decide(progress, self._is_written())
         if self._running is not None and decision.written:
             self._finish(self._running)
-        if self._running is None and self._unproven is not None and last_step_is_good:
+        if self._running is None and self._unproven is not None and last_step_is_good():
             agree_over(self.trigger.group, self._retire, self._unproven)
             self._unproven = None
-        if decision.stop and last_step_is_good:
+        if decision.stop and last_step_is_good():
             folder = self.save(progress)
             raise Preempted(f"a signal asked this run to end: it is saved in {folder}, and --resume latest goes on")
-        if decision.save and last_step_is_good and self._running is None:
+        if decision.save and self._running is None and last_step_is_good():
             save = self._begin(progress)
             if not self.in_background:
                 self._finish(save)
