@@ -18,7 +18,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from cli import TINY, run_cli  # registers ViT-Glyph-32
+from cli import INSTALLED_MODEL, TINY, run_cli  # registers the models
 from make_data import image_of, make_csv, write_tar
 from torch.nn.functional import normalize
 
@@ -349,8 +349,8 @@ def table(tmp_path_factory):
 
 def trained(flags, loss, table, folder):
     """epoch_1.pt of a run."""
-    command = [*TINY, "--loss", loss, *flags.split(), "--train-data", table, "--logs", folder, "--name", "run"]
-    run = run_cli(command, folder / "out")
+    command = [*TINY, *INSTALLED_MODEL, "--loss", loss, *flags.split(), "--train-data", table]
+    run = run_cli([*command, "--logs", folder, "--name", "run"], folder / "out")
     assert run.ok, run
     return folder / "run" / "checkpoints" / "epoch_1.pt"
 

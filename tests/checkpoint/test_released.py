@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from cli import TINY, run_cli
+from cli import MODEL, TINY, run_cli
 from PIL import Image
 from reference import GLOBAL_TAU, INDIVIDUAL_TAU
 from trajectories import (
@@ -392,7 +392,7 @@ def shards_with_json_keys(folder):
 
 @pytest.mark.parametrize("loss", ["fastclip-v1", "fastclip-v2", "fastclip-v3"])
 def test_our_command_line_resumes_the_result(loss, released, tmp_path):
-    contents = released_checkpoint("ViT-Glyph-32", loss)
+    contents = released_checkpoint(MODEL, loss)
     path, before = converted(contents, tmp_path, loss)
     flags = ["--loss", loss, "--resume", path, "--sample-id", "json-key", "--data-size", 64, "--epochs", 3]
     data = ["--train-data", shards_with_json_keys(tmp_path), "--logs", tmp_path / "logs", "--name", "run"]

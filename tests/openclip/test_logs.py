@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import torch
-from cli import TINY, run_cli
+from cli import INSTALLED_MODEL, TINY, run_cli
 
 from open_clip_train_fastclip.openclip.logs import torch_log_levels_kept
 
@@ -15,7 +15,8 @@ SYNTHETIC = ["--dataset-type", "synthetic", "--train-num-samples", "8", "--loss"
 
 def test_the_last_line_of_a_run_is_its_own(tmp_path):
     """An interpreter of its own, since torch speaks when that ends."""
-    command = [sys.executable, "-m", "open_clip_train_fastclip.main", *TINY, *SYNTHETIC, "--logs", str(tmp_path)]
+    argv = [*TINY, *INSTALLED_MODEL, *SYNTHETIC, "--logs", str(tmp_path)]
+    command = [sys.executable, "-m", "open_clip_train_fastclip.main", *argv]
     env = {name: value for name, value in os.environ.items() if name != "TORCH_LOGS"}
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=env)
     assert run.returncode == 0 and run.stdout.splitlines()[-1].split(" | ")[2].startswith("FastCLIP Epoch: 0"), run

@@ -7,7 +7,7 @@ import os
 import open_clip
 import pytest
 import torch
-from cli import TINY, run_cli, run_forked
+from cli import MODEL, TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
 from safetensors.torch import load_file
 
@@ -129,7 +129,7 @@ def test_checkpoint_loads_in_open_clip(csv, tmp_path):
     assert run_cli(flags, tmp_path / "out").ok
     path = run_folder(tmp_path) / "checkpoints" / "epoch_1.pt"
     torch.load(path, weights_only=True)
-    model, _, _ = open_clip.create_model_and_transforms("ViT-Glyph-32", pretrained=str(path))
+    model, _, _ = open_clip.create_model_and_transforms(MODEL, pretrained=str(path))
     for name, value in weights(tmp_path, 1).items():
         assert torch.equal(model.state_dict()[name], value), name
 

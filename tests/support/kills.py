@@ -14,7 +14,7 @@ from pathlib import Path
 
 import open_clip_train.main
 import torch
-from cli import TINY, run_cli, run_forked, start_forked
+from cli import INSTALLED_MODEL, TINY, run_cli, run_forked, start_forked
 from make_data import make_shards
 from safetensors.torch import load_file
 
@@ -55,7 +55,7 @@ def undisturbed(folder: Path, loss: str) -> Undisturbed:
     data = make_shards(folder / "data", shards=4, per_shard=24)
     arguments = [
         *TINY, "--loss", loss, "--train-data", data, "--epochs", EPOCHS, "--workers", 1, "--save-every", "2steps",
-        "--dist-timeout", 20, "--name", "run",
+        "--dist-timeout", 20, "--name", "run", *INSTALLED_MODEL,
     ]  # fmt: skip
     start = time.monotonic()
     run = run_cli([*arguments, "--logs", folder / "undisturbed"], folder / "out", ranks=RANKS)

@@ -238,7 +238,7 @@ def test_a_good_checkpoint_that_is_being_written_is_completed(ranks, csv, tmp_pa
         write = mid_epoch.write_part
 
         def slow_write(*part):
-            time.sleep(3)
+            time.sleep(1)
             return write(*part)
 
         mid_epoch.write_part = slow_write

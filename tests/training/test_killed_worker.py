@@ -7,7 +7,7 @@ import signal
 import open_clip_train.main
 import pytest
 import torch.distributed as dist
-from cli import TINY, run_forked
+from cli import INSTALLED_MODEL, TINY, run_forked
 from make_data import make_csv, make_shards
 
 from open_clip_train_fastclip.main import main
@@ -42,7 +42,9 @@ def test_a_killed_worker_ends_every_rank(ranks, kind, tmp_path):
         data = make_csv(tmp_path / "data", rows=320)
     else:
         data = make_shards(tmp_path / "data", shards=4, per_shard=80)
-    flags = [*TINY, "--loss", "fastclip-v3", "--train-data", data, "--workers", "2", "--logs", str(tmp_path / "logs")]
+    # steps of the larger model last long enough for the loss to be seen in one of them
+    flags = [*TINY, *INSTALLED_MODEL, "--loss", "fastclip-v3", "--train-data", data, "--workers", "2"]
+    flags += ["--logs", str(tmp_path / "logs")]
     run = run_forked(train_and_lose_a_worker, (flags,), tmp_path / "out", ranks=ranks, timeout=60)
     # The other data workers may hand over a batch just then, of which Python's resource_sharer prints a traceback.
     tracebacks = [block for block in str(run).split("Traceback")[1:] if "resource_sharer" not in block]

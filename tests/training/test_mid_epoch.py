@@ -16,7 +16,7 @@ from threading import Semaphore
 
 import pytest
 import torch
-from cli import TINY, run_cli, run_forked
+from cli import INSTALLED_MODEL, TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
 from open_clip_train.main import get_latest_checkpoint
 from safetensors.torch import load_file, save_file
@@ -209,7 +209,7 @@ def processes_of(group):
 
 def test_a_signal_to_the_whole_process_group(shards, tmp_path):
     """The console command as a batch system ends it: exit code 75, and no data worker is left or has ended before."""
-    argv = flags(tmp_path, shards, "--workers", 2, "--epochs", 50)
+    argv = flags(tmp_path, shards, "--workers", 2, "--epochs", 50, *INSTALLED_MODEL)
     command = [sys.executable, "-m", "open_clip_train_fastclip.main", *argv]
     log = tmp_path / "console.txt"
     with open(log, "w") as output:

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from cli import TINY, run_forked, start_cli
+from cli import INSTALLED_MODEL, TINY, run_forked, start_cli
 from make_data import make_csv, make_shards
 
 from open_clip_train_fastclip.main import main
@@ -103,10 +103,10 @@ def test_a_terminal_that_is_closed(csv, tmp_path):
     """The bar and the log lines have nowhere to go then, and the run saves all the same."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # a bar needs room
-    argv = [sys.executable, "-m", "open_clip_train_fastclip.main", *flags(csv, tmp_path, "--loss", "fastclip-v3")]
+    argv = flags(csv, tmp_path, "--loss", "fastclip-v3", *INSTALLED_MODEL)
     process = subprocess.Popen(
-        argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=take_terminal,
+        [sys.executable, "-m", "open_clip_train_fastclip.main", *argv], stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True, preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(slave)
     shown = []
