@@ -428,6 +428,7 @@ def test_table_of_any_content(tmp_path, data):
     path = tmp_path / data.draw(st.sampled_from(["data.csv", "data.tsv"]))
     path.write_bytes(data.draw(damaged(good.encode()) | other.map(str.encode)))
     args = SimpleNamespace(
+        device="cpu",
         dataset_type=data.draw(st.sampled_from(["csv", "auto"])),
         csv_separator=data.draw(st.sampled_from(["\t", ",", "\t\t", '"', "(", "é"])),
         csv_img_key=data.draw(st.sampled_from(["filepath", "url"])),
