@@ -88,7 +88,7 @@ class HostCopy:
     """A tensor on its way to the host, which waits for it only where it is read."""
 
     def __init__(self, tensor: Tensor):
-        self._tensor = tensor.to("cpu", non_blocking=True)
+        self._tensor = tensor.to("cpu", non_blocking=tensor.is_cuda)
         self._copied: torch.cuda.Event | None = None
         if tensor.is_cuda:
             self._copied = torch.cuda.Event(blocking=True)  # a host that waits leaves its core to the data workers

@@ -59,7 +59,6 @@ def test_no_loss_needs_more(loss):
 @pytest.mark.parametrize("loss_name", LOSSES)
 def test_no_step_waits_for_a_gpu(loss_name, monkeypatch):
     """Tensors on a GPU that is not there have no values: to ask for one raises."""
-    monkeypatch.setattr(fused, "_pays", lambda first: False)
     monkeypatch.setattr(recorded, "_pays", lambda first: False)
     with FakeTensorMode():
         loss = FastCLIPLoss(FastCLIPConfig(loss_name, num_samples=64, total_steps=9), device="cuda")
@@ -81,7 +80,7 @@ def compiled(monkeypatch):
     """Everything that is compiled on a GPU, traced as for it; what would be compiled anew is an error."""
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # it needs no C++ compiler
-    monkeypatch.setattr(fused, "_pays", lambda first: fused._works)
+    monkeypatch.setattr(fused, "_wanted", True)
     monkeypatch.setattr(fused, "_works", True)
     # a GPU always looks for copies
     monkeypatch.setattr(functional, "are_distinct", lambda ids: False)
@@ -99,7 +98,7 @@ def test_compiled_steps_are_the_steps_and_are_compiled_once(loss_name, compiled,
     settings |= {"tau_lr_schedule": "cosine", "total_steps": 5}
     found = run_steps(settings, steps)
     assert fused._works
-    monkeypatch.setattr(fused, "_pays", lambda first: False)
+    monkeypatch.setattr(fused, "_wanted", False)
     expected = run_steps(settings, steps)
     for name, values in expected.items():
         assert torch.allclose(torch.tensor(found[name]), torch.tensor(values), rtol=1e-9, atol=1e-12), name
@@ -109,7 +108,7 @@ def test_where_nothing_can_be_compiled_the_loss_runs_as_it_is_with_one_warning(m
     def refuse(*args, **kwargs):
         raise RuntimeError("Failed to find C compiler.\nMore")
 
-    monkeypatch.setattr(fused, "_pays", lambda first: fused._works)
+    monkeypatch.setattr(fused, "_wanted", True)
     monkeypatch.setattr(fused, "_works", True)
     monkeypatch.setattr(torch, "compile", refuse)
     double = fused.fused(lambda x: 2 * x)
@@ -119,9 +118,24 @@ def test_where_nothing_can_be_compiled_the_loss_runs_as_it_is_with_one_warning(m
 
 
 def test_an_error_of_the_loss_itself_is_not_taken_for_the_compilers(monkeypatch, recwarn):
-    monkeypatch.setattr(fused, "_pays", lambda first: fused._works)
+    monkeypatch.setattr(fused, "_wanted", True)
     monkeypatch.setattr(fused, "_works", True)
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
     with pytest.raises(RuntimeError, match="size of tensor"):
         fused.fused(torch.add)(torch.ones(2), torch.ones(3))
+    assert fused._works and not len(recwarn)
+
+
+def test_a_function_of_which_torch_compiles_no_more_shapes_runs_as_it_is(monkeypatch, recwarn):
+    class FailOnRecompileLimitHit(Exception):
+        pass
+
+    def refuse(*args):
+        raise FailOnRecompileLimitHit("recompile_limit reached with fullgraph=True")
+
+    monkeypatch.setattr(fused, "_works", True)
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: refuse)
+    double = fused.fused(lambda x: 2 * x)
+    with fused.compiled():
+        assert double(torch.ones(1)).item() == 2
     assert fused._works and not len(recwarn)

@@ -105,6 +105,10 @@ def eventful(loss_name):
             records.append({"value": value.item(), "aside": aside, "image": i.grad.numpy(), "text": t.grad.numpy()})
         if number == 4:
             loss.undo_step()
+        if number == 5:
+            loss.undo_step(torch.tensor(False))
+            records.append(state_of(loss) | loss.metrics())
+            loss.undo_step()
         records.append(state_of(loss) | loss.metrics() | {"usable": loss.usable.item()})
     return [{name: np.array(value) for name, value in record.items()} for record in records]
 
@@ -159,3 +163,22 @@ def test_a_copy_of_the_loss_records_its_own(replays, as_on_a_gpu):
     before = state_of(loss)
     run_steps(golden_settings("fastclip-v3"), steps(), announce=True, loss=twin)
     assert_equal(state_of(loss), before)
+
+
+def test_what_the_caller_gives_stays_as_it_is(replays, as_on_a_gpu):
+    """Slices of one tensor of ids: the recording reads a copy."""
+    loss, ids = make_loss(golden_settings("fastclip-v3")), torch.arange(64)
+    for _ in range(2):
+        for part in ids.split(16):
+            loss.begin_step(part)
+            loss(*torch.nn.functional.normalize(torch.randn(2, 16, 8, dtype=torch.float64), dim=2).requires_grad_())
+    assert "_conclude" in replays and torch.equal(ids, torch.arange(64)) and loss.visited == 64
+
+
+def test_a_temperature_that_is_kept_stays_as_it_was(replays, as_on_a_gpu):
+    loss, kept = make_loss(golden_settings("fastclip-v2")), []
+    for image, text, ids, epoch in steps():
+        loss.start_epoch(epoch)
+        loss(torch.tensor(image, requires_grad=True), torch.tensor(text), torch.tensor(ids))
+        kept.append((loss.temperature, loss.temperature.item()))
+    assert all(tensor.item() == value for tensor, value in kept)

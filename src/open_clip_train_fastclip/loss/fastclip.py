@@ -37,7 +37,8 @@ class FastCLIPLoss(SavedElsewhere):
     gives as gradients is no good either (nonfinite.NonfiniteGuard leaves out the optimizer's step, and calls
     undo_step() where only the gradients turn out not to be finite).
 
-    World size and rank are those of torch.distributed if it is initialised when the module is made.
+    World size and rank are those of torch.distributed if it is initialised when the module is made. On a GPU the parts
+    of a step are recorded (recorded.py): clone the tensors below to keep what they are now.
     """
 
     visited: Tensor  # 0-d, samples of the data set that have been seen
@@ -131,7 +132,7 @@ class FastCLIPLoss(SavedElsewhere):
     @property
     def temperature(self) -> Tensor:
         """tau in force, 0-d: the global one, or the mean of the individual ones over all samples and modalities."""
-        return self.mean_individual_tau if self.global_tau is None else self.global_tau.tau()
+        return self.mean_individual_tau.clone() if self.global_tau is None else self.global_tau.tau()
 
     def full_state(self) -> dict[str, Tensor]:
         """Every column of the per-sample table over all N samples, on the CPU of every rank (collective)."""

@@ -1,6 +1,7 @@
 """Steps with a non-finite feature or gradient must not count: nothing of model, optimizer, u or tau moves in them."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ class NonfiniteGuard:
     ):
         """loss: None for one that tells nothing of its features; it shows in the gradients then."""
         self.loss, self.optimizer, self.scaler = loss, optimizer, scaler
-        self._device = optimizer.param_groups[0]["params"][0].device
+        self._device = _parameters(optimizer)[0].device
         self._left_out = self._in_a_row = 0
         self._bad: Tensor | None = None  # 0-d bool: whether the step that is under way is left out
         self._last_bad: HostCopy | None = None  # of the step before, until it is counted
@@ -41,8 +42,6 @@ class NonfiniteGuard:
         self._statistics = _Statistics([buffer for module in norms for buffer in module.buffers(recurse=False)])
         # A loss that is OpenCLIP's own keeps its own AdamW, whose last bits differ.
         self._tells_optimizer = loss is not None and scaler is None and _can_be_told(optimizer)
-        if self._tells_optimizer:
-            _fuse(optimizer)
         # Not a hook that takes the gradients away: several optimizers count steps without them, and Lookahead moves.
         optimizer.step = self._unless_bad(optimizer.step)  # type: ignore[method-assign]
 
@@ -101,6 +100,7 @@ class NonfiniteGuard:
         def step_unless_bad(*args: Any, **kwargs: Any) -> Any:
             self._bad = self._is_bad()
             if self._tells_optimizer:
+                _fuse(self.optimizer)  # load_state_dict() and add_param_group() undo it
                 self.optimizer.found_inf = self._bad.float()  # type: ignore[attr-defined]
                 return step(*args, **kwargs)
             # The one wait of the host for the GPU in a step: an optimizer cannot be undone.
@@ -110,24 +110,36 @@ class NonfiniteGuard:
 
     def _is_bad(self) -> Tensor:
         """0-d bool, where the gradients are."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # What a GradScaler asks, times 1: one pass and few kernels, where a norm makes a tensor of each gradient's.
-        found = torch.zeros((), device=self._device)
-        for dtype in {gradient.dtype for gradient in gradients}:
-            of_dtype = [gradient for gradient in gradients if gradient.dtype == dtype]
-            torch._amp_foreach_non_finite_check_and_unscale_(of_dtype, found, torch.ones_like(found))
-        bad = found > 0
+        gradients = [parameter.grad for parameter in _parameters(self.optimizer) if parameter.grad is not None]
+        bad = torch.zeros((), dtype=torch.bool, device=self._device)
+        for device, dtype in {(gradient.device, gradient.dtype) for gradient in gradients}:
+            alike = [gradient for gradient in gradients if (gradient.device, gradient.dtype) == (device, dtype)]
+            bad = bad | _has_nonfinite(alike).to(self._device)
         return bad if self.loss is None else bad | ~self.loss.usable
+
+
+def _has_nonfinite(gradients: list[Tensor]) -> Tensor:
+    """0-d bool; the gradients are on one device and of one dtype."""
+    if gradients[0].dtype == torch.bfloat16:  # of which a GPU has no kernel for the other branch
+        return ~torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+    # What a GradScaler asks, times 1: one pass and few kernels, where a norm makes a tensor of each gradient's.
+    found = torch.zeros((), device=gradients[0].device)
+    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+    return found > 0
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _can_be_told(optimizer: Optimizer) -> bool:
     """Whether it is an AdamW whose fused kernel a GPU can tell to do nothing."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return type(optimizer) is torch.optim.AdamW and all(parameter.is_cuda for parameter in parameters)
+    return type(optimizer) is torch.optim.AdamW and all(parameter.is_cuda for parameter in _parameters(optimizer))
 
 
 def _fuse(optimizer: Optimizer) -> None:
+    if all(group["fused"] for group in optimizer.param_groups):
+        return
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = True, False
     for parameter, state in optimizer.state.items():

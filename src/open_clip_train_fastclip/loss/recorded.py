@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import one_line
+from .fused import compiled
 
 _works = True  # until a capture has failed once in this process
 
@@ -17,17 +18,18 @@ R = TypeVar("R")
 
 
 class Recorded(Generic[P, R]):
-    """A pure function of tensors that is recorded on a GPU: from the third equal call on it is one launch.
+    """A pure function of tensors that is recorded on a GPU: from the second equal call on it is one launch.
 
-    Equal calls have equal shapes and types and the same other arguments. What it returns is overwritten by the next
-    call of it, and is the same object every time; an argument that it returns keeps its value until then. Other calls,
-    and those with a first tensor that is not on a GPU, run the function as it is.
+    Equal calls have equal shapes and types and the same other arguments. Their arguments are copied into the
+    recording's own. What it returns is overwritten by the next call of it, and is the same object every time; an
+    argument that it returns keeps its value until then. Other calls, and those whose first argument is not on a GPU,
+    run the function as it is; only what is recorded is compiled (fused.py).
     """
 
     def __init__(self, function: Callable[P, R]):
         self._function = function
         self._last: list[Any] = []  # the signature of the last call
-        self._arguments: list[Tensor] = []  # those of the recording, which it reads
+        self._own: list[Tensor] = []  # tensors among the arguments that the recording reads
         self._result: Any = None
         self._replay: Callable[[], None] | None = None
 
@@ -40,16 +42,14 @@ class Recorded(Generic[P, R]):
         repeats, tensors = _equal(signature, self._last), [x for x in leaves if isinstance(x, Tensor)]
         if self._replay is None:
             self._last = signature
-            if not repeats or not self._record(arguments, tensors):
+            if not repeats or not self._record(arguments):
                 return self._function(*arguments, **no_keywords)
         elif not repeats:
             return self._function(*arguments, **no_keywords)
         assert self._replay is not None
-        moved = [
-            (old, new) for old, new in zip(self._arguments, tensors, strict=True) if old.data_ptr() != new.data_ptr()
-        ]
-        if moved:
-            torch._foreach_copy_([old for old, _ in moved], [new for _, new in moved])
+        for dtype in {tensor.dtype for tensor in tensors}:  # one launch each; mixed lists go one by one
+            pairs = [(own, given) for own, given in zip(self._own, tensors, strict=True) if given.dtype == dtype]
+            torch._foreach_copy_([own for own, _ in pairs], [given for _, given in pairs])
         self._replay()
         result: R = self._result
         return result
@@ -57,25 +57,38 @@ class Recorded(Generic[P, R]):
     def __reduce__(self) -> Any:
         return Recorded, (self._function,)  # a copy records its own
 
-    def _record(self, arguments: tuple[Any, ...], tensors: list[Tensor]) -> bool:
+    def _record(self, arguments: tuple[Any, ...]) -> bool:
         global _works
+        own = _cloned(arguments)  # the caller may change its tensors, and must find them unchanged
         try:
-            self._result, self._replay = _capture(self._function, arguments)
+            with compiled():
+                self._function(*own)  # type: ignore[call-arg]  # compiles
+                self._result, self._replay = _capture(self._function, own)
         except RuntimeError as error:
             _works = False
             warnings.warn(f"no CUDA graph can be made here, so the loss is slower: {one_line(error)}", stacklevel=4)
             return False
-        self._arguments = tensors
+        self._own = [leaf for leaf in _leaves(own) if isinstance(leaf, Tensor)]
         return True
 
 
 def _capture(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Callable[[], None]]:
     """What function(*arguments) returns, still to be filled in, and what fills it in from the same arguments."""
-    graph = torch.cuda.CUDAGraph()
+    graph, device = torch.cuda.CUDAGraph(), arguments[0].device
     # thread_local, since the threads that pin batches and watch NCCL go on
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    recording = torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local")
+    with torch.cuda.device(device), recording:
         result = function(*arguments)
     return result, graph.replay
+
+
+def _cloned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        items = map(_cloned, value)
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
 
 
 def _pays(first: Any) -> bool:
