@@ -42,8 +42,9 @@ def test_a_run_goes_on_from_an_earlier_versions_checkpoint(loss, checkpoint, tmp
     found, expected = (final_state(folder) for folder in (tmp_path / "run/checkpoints", tmp_path / "earlier"))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        # Another version adds in another order, and Adam turns that into steps where a gradient is nearly 0; a step is
-        # of 1e-2 here, so what is not taken from the checkpoint shows.
+        # Another version adds in another order, and Adam makes steps of that where a gradient is nearly 0, as that of
+        # the keys' bias always is; a step is of 1e-2 here, so what is not taken from the checkpoint shows.
+        atol = 5e-5 if ".safetensors" in name else 2e-3
         torch.testing.assert_close(
-            found[name], value, rtol=1e-4, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}"
+            found[name], value, rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
         )

@@ -38,6 +38,7 @@ class NonfiniteGuard:
         self._left_out = self._in_a_row = 0
         self._bad: Tensor | None = None  # 0-d bool: whether the step that is under way is left out
         self._last_bad: HostCopy | None = None  # of the step before, until it is counted
+        self._passed_over = True  # whether the optimizer has not moved in the step that is under way
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._statistics = _Statistics([buffer for module in norms for buffer in module.buffers(recurse=False)])
         # A loss that is OpenCLIP's own keeps its own AdamW, whose last bits differ.
@@ -49,16 +50,17 @@ class NonfiniteGuard:
         """Call it when the optimizer has had its chance; the GradScaler may have passed it over."""
         bad = torch.ones((), dtype=torch.bool, device=self._device) if self._bad is None else self._bad
         self._settle()
-        self._last_bad = HostCopy(bad)
-        if not self._tells_optimizer:
-            self._settle()
-        if self._tells_optimizer or self._left_out:
+        if self._tells_optimizer:
+            self._last_bad = HostCopy(bad)
+        else:
+            self._count(self._passed_over)
+        if self._tells_optimizer or self._passed_over:
             self._statistics.put_back(bad)
             if self.loss is not None:
                 self.loss.undo_step(bad)
         else:
             self._statistics.keep()
-        self._bad = None
+        self._bad, self._passed_over = None, True
 
     @property
     def left_out(self) -> int:
@@ -78,10 +80,11 @@ class NonfiniteGuard:
         return self._in_a_row >= MOST_IN_A_ROW and self.in_a_row >= MOST_IN_A_ROW
 
     def _settle(self) -> None:
-        """Count the last step."""
-        if self._last_bad is None:
-            return
-        bad, self._last_bad = bool(self._last_bad.read()), None
+        if self._last_bad is not None:
+            bad, self._last_bad = bool(self._last_bad.read()), None
+            self._count(bad)
+
+    def _count(self, bad: bool) -> None:
         if not bad:
             self._left_out = self._in_a_row = 0
             return
@@ -104,7 +107,8 @@ class NonfiniteGuard:
                 self.optimizer.found_inf = self._bad.float()  # type: ignore[attr-defined]
                 return step(*args, **kwargs)
             # The one wait of the host for the GPU in a step: an optimizer cannot be undone.
-            return None if self._bad else step(*args, **kwargs)
+            self._passed_over = bool(self._bad)
+            return None if self._passed_over else step(*args, **kwargs)
 
         return step_unless_bad
 
