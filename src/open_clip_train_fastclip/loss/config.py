@@ -102,7 +102,7 @@ class FastCLIPConfig:
     total_steps: int | None = None  # length of the cosine in steps; None: no decay after the warm-up
     lr_min: float = 0.0  # floor of the model's cosine; tau_lr's cosine has the same floor relative to its peak
     gradients: str = "released"  # "released": the published code's; "paper": the paper's formulas
-    products: str = BY_LOSS  # one of PRODUCTS; left out, FastCLIPLoss takes the default of its device
+    products: str = BY_LOSS  # one of PRODUCTS; left out, FastCLIPLoss takes the default of the device it is made on
     table_dtype: torch.dtype = torch.float32  # of the table and of tau; float64 in tests
 
     def __post_init__(self) -> None:

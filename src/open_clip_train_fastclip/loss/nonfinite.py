@@ -124,8 +124,12 @@ class NonfiniteGuard:
 
 def _has_nonfinite(gradients: list[Tensor]) -> Tensor:
     """0-d bool; the gradients are on one device and of one dtype."""
-    if gradients[0].dtype == torch.bfloat16:  # of which a GPU has no kernel for the other branch
+    if gradients[0].dtype == torch.bfloat16:  # of which a GPU has no kernel for what is below
         return ~torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+    if not gradients[0].is_cuda and torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+        return torch.tensor(
+            False
+        )  # reads alone; squares of large gradients overflow, so the others are looked at below
     # What a GradScaler asks, times 1: one pass and few kernels, where a norm makes a tensor of each gradient's.
     found = torch.zeros((), device=gradients[0].device)
     torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
