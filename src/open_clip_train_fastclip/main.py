@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import signal
 import sys
+import traceback
 
 import torch.distributed as dist
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             where = "" if error.on_all_ranks else f" on rank {_rank()}"
             _say(f"error{where}: {user_message(error)}")
         return EXIT_USER_ERROR
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError, EOFError) as error:
         code, text = _explained(error)
         if code is None:
             raise
@@ -61,7 +62,7 @@ def _explained(error: Exception) -> tuple[int | None, str]:
     """The exit code and the line for an error of torch that is no bug, told by its text; None for others."""
     text = str(error)
     is_runtime_error = isinstance(error, RuntimeError)
-    if is_runtime_error and "DataLoader worker" in text:
+    if is_runtime_error and "DataLoader worker" in text or _is_of_killed_worker(error):
         return EXIT_FAILED, (
             f"error on rank {_rank()}: a process that loads data was killed ({one_line(error)}): it often means that "
             "the memory is full, so lower --workers or --batch-size and go on with --resume latest"
@@ -80,6 +81,12 @@ def _explained(error: Exception) -> tuple[int | None, str]:
             "temperature flags of that run, or take its weights alone with --fastclip-fresh-state"
         )
     return None, ""
+
+
+def _is_of_killed_worker(error: Exception) -> bool:
+    """Whether a data worker was gone when its batch was fetched: here, or where batches are pinned (see the text)."""
+    where = "".join(traceback.format_tb(error.__traceback__)) + str(error)
+    return isinstance(error, OSError | EOFError) and "rebuild_storage_fd" in where
 
 
 def _is_of_lost_rank(error: Exception) -> bool:

@@ -94,3 +94,18 @@ def test_a_lost_rank_is_one_line(kind, text, words):
 @pytest.mark.parametrize("kind, text", OTHERS, ids=[text.split("\n")[0][-40:] for _, text in OTHERS])
 def test_other_errors_are_raised_again(kind, text):
     assert _explained(kind(text)) == (None, "")
+
+
+def rebuild_storage_fd(error):
+    """As the function of torch that fetches a batch's memory from the worker that made it."""
+    raise error
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_that_is_killed_in_the_midst_of_a_batch_is_told_in_one_line(kind):
+    try:
+        rebuild_storage_fd(kind("gone"))
+    except kind as error:
+        code, line = _explained(error)
+    assert code == 1 and "a process that loads data was killed (gone)" in line and "\n" not in line
+    assert _explained(kind("gone")) == (None, ""), "an error of something else keeps its traceback"
