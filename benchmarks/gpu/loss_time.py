@@ -53,15 +53,14 @@ def rows_of_mode(case: Case, mode: str, kind: str, losses: tuple[str, ...], devi
 
 
 def figures_of(name: str, case: Case, features: Features, device: str) -> dict[str, float]:
-    """Times, kernels and memory of one loss's step; first_step_s has the compilation in it."""
+    """Times, kernels and memory of one loss's step; warm_up_s has the compilation and the recording in it."""
     gc.collect()  # recordings of the last loss, or they would go in the midst of this one
     step = make_step(name, case, features)
     before = gpu_bytes(device)
     start = time.perf_counter()
-    step()
-    synchronize(device)
-    first = time.perf_counter() - start
     for _ in range(WARM_UP):
         step()
-    figures = {"first_step_s": round(first, 3)} | step_times(step, device, SECONDS) | gpu_work(step, device)
+    synchronize(device)
+    warm_up = time.perf_counter() - start
+    figures = {"warm_up_s": round(warm_up, 3)} | step_times(step, device, SECONDS) | gpu_work(step, device)
     return figures | {"peak_extra_bytes": peak_extra_bytes(step, device, before)}

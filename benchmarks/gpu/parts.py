@@ -25,7 +25,7 @@ PARTS = {
     "loss-time": Part(
         loss_time.rows, 85,
         ("idle_ms", "queued_ms", "host_ms", "gpu_ms", "kernels", "peak_extra_bytes", "queued_ms_over_open-clip",
-         "gpu_ms_over_four-matmuls", "first_step_s"),
+         "gpu_ms_over_four-matmuls", "warm_up_s"),
     ),
     "resume": Part(resume.rows, 50, ("exit_code", "until_saved_and_ended_s", "saved", "largest_relative_difference")),
     "host-waits": Part(host_waits.rows, 30, ("every_step_of_ours",)),
