@@ -1,5 +1,6 @@
 """What several tests of the benchmarks share: stored rows, and a small table whose training may be stood in for."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -63,3 +64,11 @@ def stand_in(small_table, row_of, tmp_path, monkeypatch):
     scores = row_of(CLIP, 0, 30.0)["scores"]
     monkeypatch.setattr(tiny, "scores", lambda checkpoint, data: scores)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def root_log_level():
+    """What sets up a trainer in this process leaves the level of its quiet log behind."""
+    before = logging.root.level
+    yield
+    logging.root.setLevel(before)

@@ -79,8 +79,8 @@ def test_the_small_problem_is_the_same_every_time():
 def test_host_waits_are_counted_by_line():
     *_, v3, _ = list(host_waits.rows(CPU))
     assert v3["case"]["loss"] == "fastclip-v3"
-    (guards,) = (n for line, n in v3["figures"]["waits"].items() if "loss/nonfinite.py" in line)
-    assert guards == host_waits.STEPS
+    guards = {n for line, n in v3["figures"]["waits"].items() if "loss/nonfinite.py" in line}
+    assert guards == {host_waits.STEPS}
 
 
 def stored_row(card, figures, ok=True, device="cpu"):
