@@ -223,3 +223,21 @@ def test_a_complete_loop_learns(loss):
     matched = (similarity.argmax(dim=1) == torch.arange(64)).float().mean()
     assert matched > 0.9
     assert torch.isfinite(fastclip.full_state()["log_u_image"]).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("features, table", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_features_and_table_may_be_of_different_precision(loss, features, table):
+    """In every call of a step, with the value of a loss whose table has the features' precision."""
+    ((image, text, ids, _),) = random_steps([range(8)], epochs=[0], aligned=0.3)
+    values = []
+    for table_dtype in (table, features):
+        fastclip = FastCLIPLoss(FastCLIPConfig(**golden_settings(loss), table_dtype=table_dtype))
+        fastclip.begin_step(torch.tensor(ids))
+        for _ in range(2):
+            leaves = [torch.tensor(f, dtype=features, requires_grad=True) for f in (image, text)]
+            value = fastclip(*leaves)
+            value.backward()
+        values.append([value.item(), *(leaf.grad.double().numpy() for leaf in leaves)])
+    for mixed, plain in zip(*values, strict=True):
+        assert_close(mixed, plain, 1e-5, "mixed precision")

@@ -17,7 +17,7 @@ class Contrast:
     """Image anchors against all texts and text anchors against all images, in one call of the loss.
 
     On one rank both are the same pairs, so one matrix of logits serves image anchors by rows and text anchors by
-    columns: two products fewer.
+    columns: one product and half of the exponentials for the gradients fewer.
     """
 
     def __init__(self, features_B2d: Tensor, tau: Tensor, rank: int, world_size: int, last_B: Tensor | None):

@@ -43,20 +43,18 @@ class FastCLIPLoss(SavedElsewhere):
 
     visited: Tensor  # 0-d, samples of the data set that have been seen
     mean_individual_tau: Tensor  # 0-d
-    _tau_lr: Tensor
-    _epoch_numbers: Tensor
     usable: Tensor  # 0-d bool: whether every feature of the last step was finite, the same on every rank
     skipped_steps: Tensor  # 0-d, steps that were not usable, since the loss was made
+    _tau_lr: Tensor
+    _epoch_numbers: Tensor
 
     def __init__(self, config: FastCLIPConfig, device: torch.device | str = "cpu"):
         super().__init__()
         self.config = config = config if config.products else replace(config, products=default_products(device))
         self.collectives = Collectives()
         self.table = SampleTable(config, self.collectives)
-        self._parts, self._parts_aside = (
-            Parts(config, self.table, recorded=True),
-            Parts(config, self.table, recorded=False),
-        )
+        self._parts = Parts(config, self.table, recorded=True)
+        self._parts_aside = Parts(config, self.table, recorded=False)
         self.global_tau = None if config.individual_tau else GlobalTemperature(config)
         self.own("visited", torch.zeros((), dtype=torch.int64))
         self.own("mean_individual_tau", torch.tensor(config.temperature, dtype=torch.float64))

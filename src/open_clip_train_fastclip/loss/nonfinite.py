@@ -126,10 +126,9 @@ def _has_nonfinite(gradients: list[Tensor]) -> Tensor:
     """0-d bool; the gradients are on one device and of one dtype."""
     if gradients[0].dtype == torch.bfloat16:  # of which a GPU has no kernel for what is below
         return ~torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+    # On a CPU, which reads faster than it writes. The squares of large gradients overflow: those are looked at below.
     if not gradients[0].is_cuda and torch.stack(torch._foreach_norm(gradients)).isfinite().all():
-        return torch.tensor(
-            False
-        )  # reads alone; squares of large gradients overflow, so the others are looked at below
+        return torch.tensor(False)
     # What a GradScaler asks, times 1: one pass and few kernels, where a norm makes a tensor of each gradient's.
     found = torch.zeros((), device=gradients[0].device)
     torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))

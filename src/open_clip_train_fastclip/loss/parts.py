@@ -118,7 +118,8 @@ class Parts:
         """The contrast and log g [b, 2] in a later call of a step, whose u and tau have moved."""
         with float32_products(tf32=self.config.products == "tf32"):
             contrast = Contrast(features_B2d, tau, self.rank, self.world_size, copies.last_B)
-            own_b2 = contrast.diagonal_b[:, None] / (tau[contrast.own] if tau.dim() else tau)
+            own_tau = (tau[contrast.own] if tau.dim() else tau).to(features_B2d.dtype)
+            own_b2 = contrast.diagonal_b[:, None] / own_tau
             log_g_b2, _ = functional.log_g(*contrast.sums(with_mean=False), own_b2, len(features_B2d))
         return contrast, log_g_b2
 

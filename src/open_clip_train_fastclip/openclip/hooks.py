@@ -5,13 +5,11 @@ loss) the later ones need, so they are methods of one object.
 """
 
 import argparse
-import functools
 import logging
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import torch
 import torch.distributed as dist
 from open_clip_train.data import DataInfo
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from ..checkpoint.retention import unfinished_checkpoints
 from ..checkpoint.table import load_state
@@ -44,20 +41,19 @@ from .evaluation import Evaluation, accuracy
 from .files import FileHooks, keep_content_of_images, pin_batches
 from .logs import EarlyLog
 from .loop import LoopLoss, MetricsLog
-from .patches import View, applied
+from .patches import applied
 from .pipeline import TrainingData, read_shard_sizes, with_ids
 from .resume import ResumedRun
 from .temperature import check_temperature, settle_temperature
+from .torch_hooks import TorchHooks
 from .usable import watch
 
 GAVE_UP = -1  # what main() returns when it has printed why it does not train
 
 
-class Run(FileHooks):
+class Run(FileHooks, TorchHooks):
     """The state of one run and the replacements named in patches.PATCHES."""
 
-    args: argparse.Namespace
-    checkpoints: EpochCheckpoints
     evaluation: Evaluation
 
     def __init__(self) -> None:
@@ -107,26 +103,6 @@ class Run(FileHooks):
         if args.val_data and run_args.is_webdataset(args.val_data, args.dataset_type):
             self.val_shards = check_shards(args.val_data, "--val-data", args.skip_broken_shards)
         return device
-
-    def torch_of_distributed(self, stock: Any) -> View:
-        """torch as OpenCLIP's distributed module sees it: process groups get --dist-timeout."""
-        timeout = timedelta(seconds=self.args.dist_timeout)
-        init = functools.partial(dist.init_process_group, timeout=timeout)
-        return View(stock, distributed=View(stock.distributed, init_process_group=init))
-
-    def torch_of_main(self, stock: Any) -> View:
-        """torch as main() sees it: atomic saves; DDP that takes a model on the CPU, and compresses if asked to."""
-
-        def distributed(model: nn.Module, device_ids: Any = None, **kwargs: Any) -> nn.Module:
-            if device_ids and torch.device(device_ids[0]).type == "cpu":
-                device_ids = None
-            ddp = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **kwargs)
-            if self.args.grad_compression == "bf16":
-                ddp.register_comm_hook(None, bf16_compress_hook)
-            return ddp
-
-        parallel = View(stock.nn.parallel, DistributedDataParallel=distributed)
-        return View(stock, save=self.checkpoints.save, nn=View(stock.nn, parallel=parallel))
 
     def get_latest_checkpoint(self, stock: Callable[..., str | None], path: str, remote: bool) -> str | None:
         """The newest checkpoint, also inside an epoch; what a killed run left half written is none."""
