@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .experiments import plots, tiny
+from .experiments import local, plots
 from .experiments.measured import Measured
 from .experiments.sections import RECALL_COLUMNS, figures, markdown
 from .experiments.store import Store
@@ -32,7 +32,7 @@ def compare(chosen: list[Row], jobs: int) -> int:
     info = dataset.make(folders.data, chosen[0].data)
     print(f"data: {folders.data}, see {folders.data}/contact_sheet.png; runs: {folders.runs}", flush=True)
     store = Store(folders.runs)
-    tiny.run_all(store.missing(tiny.by_key([(row, 0) for row in chosen])), store, jobs)
+    local.run_all(store.missing(local.by_key([(row, 0) for row in chosen])), store, jobs)
     measured = [Measured(row, "tiny", store, {}) for row in chosen]
     print("\n" + write_table(measured, info, folders.runs))
     return 1 if any(m.failed for m in measured) else 0

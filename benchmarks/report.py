@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import tables
-from .experiments import tiny
+from .experiments import local
 from .experiments.measured import read_evaluations
 from .experiments.sections import section
 from .experiments.store import DONE, Store, key_of
-from .experiments.table import NOISY
+from .experiments.table import LOCAL, NOISY
 from .harness.records import QUICK, RESULTS
 
 INTRODUCTION = """# Results
@@ -58,8 +58,9 @@ def render(folder: Path, quick: bool = False) -> str:
     store, evaluations = Store(folder), read_evaluations(folder)
     done = [row for row in store.rows.values() if row["status"] == DONE]
     others = [tables.load(name) for name in tables.NAMES if name != "map"]  # which has other rates beside the chosen
-    rows = [row for table in others if table.kind != "tuning" for row in table.rows_at("tiny", quick)]
-    used = {key_of(tiny.settings_of(row, 0)) for row in rows}
+    chosen = [table for table in others if table.kind != "tuning"]
+    rows = [row for table in chosen for scale in LOCAL for row in table.rows_at(scale, quick)]
+    used = {key_of(local.settings_of(row, 0)) for row in rows}
     text = [INTRODUCTION.strip(), circumstances(done) if done else "Nothing was run yet."]
     usual = next((row for row in done if row["scale"] == "tiny" and row["settings"]["data"] == asdict(NOISY)), None)
     if usual:

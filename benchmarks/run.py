@@ -1,6 +1,6 @@
 """Runs what is missing of a table, or of all.
 
-    python -m benchmarks.run TABLE --scale tiny|medium|large|xlarge [--launcher local|slurm] [--seeds 3] [--dry-run]
+    python -m benchmarks.run TABLE --scale tiny|real|medium|large|xlarge [--launcher local|slurm] [--dry-run]
 
 A finished run is found in benchmarks/results/runs.jsonl by its settings, whichever table it was run for, and never
 repeated; a failed one is tried again. `python -m benchmarks.report` shows the outcome.
@@ -16,9 +16,9 @@ from pathlib import Path
 from open_clip_train_fastclip.errors import UserError
 
 from . import tables
-from .experiments import cluster, tiny
+from .experiments import cluster, local
 from .experiments.store import Store
-from .experiments.table import SCALES, Row
+from .experiments.table import LOCAL, SCALES, Row
 from .harness.command import exit_code_of, positive
 from .harness.records import QUICK, RESULTS
 
@@ -26,17 +26,23 @@ from .harness.records import QUICK, RESULTS
 def planned(names: list[str], scale: str, seeds: int, quick: bool = False) -> list[tuple[Row, int]]:
     """Every (row, seed) of the tables at a scale, in order."""
     rows = [row for name in names for row in tables.load(name).rows_at(scale, quick)]
-    return [(row, seed) for row in rows for seed in range(min(seeds, row.seeds))]
+    runs = [(row, seed) for row in rows for seed in range(min(seeds, row.seeds))]
+    # These take hours: every row has a seed before any has its next, so that they leave a table wherever they stop.
+    return sorted(runs, key=lambda run: run[1]) if scale == "real" else runs
 
 
-def run_tiny(args, store: Store) -> int:
+def run_local(args, store: Store) -> int:
     """Trains on this machine; returns the exit code."""
-    wanted = store.missing(tiny.by_key(planned(args.tables, "tiny", args.seeds, args.quick)))
+    rows = planned(args.tables, args.scale, args.seeds, args.quick)
+    possible = [(row, seed) for row, seed in rows if local.has_device(row)]
+    if len(possible) < len(rows):
+        print(f"left out: {len(rows) - len(possible)} runs on a GPU, since torch sees none here", flush=True)
+    wanted = store.missing(local.by_key(possible))
     if args.dry_run:
         for row, seed in wanted:
-            print(shlex.join(["python", *tiny.make_run(row, seed, "").command]))
+            print(shlex.join(["python", *local.make_run(row, seed, "").command]))
         return 0
-    runs = tiny.run_all(wanted, store, args.jobs)
+    runs = local.run_all(wanted, store, args.jobs)
     return 1 if any(run.error for run in runs) else 0
 
 
@@ -67,12 +73,12 @@ def run(args) -> int:
         scales = ", ".join(tables.load(names[0]).scales)
         raise UserError(f"{', '.join(names)}: there is no --scale {args.scale} of it: take {scales}")
     store = Store(args.results or (QUICK if args.quick else RESULTS))
-    if args.scale != "tiny":
+    if args.scale not in LOCAL:
         args.launcher = args.launcher or "slurm"
         return run_larger(args, store)
     if args.launcher == "slurm":
-        raise UserError("--scale tiny runs on this machine: leave --launcher slurm out")
-    return run_tiny(args, store)
+        raise UserError(f"--scale {args.scale} runs on this machine: leave --launcher slurm out")
+    return run_local(args, store)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run what is missing of a table.")
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"all, or some of {', '.join(tables.KNOWN)}")
     parser.add_argument("--scale", choices=SCALES, required=True)
-    parser.add_argument("--launcher", choices=("local", "slurm"), help="default: local at scale tiny, else slurm")
+    parser.add_argument(
+        "--launcher", choices=("local", "slurm"), help="default: local at scales tiny and real, else slurm"
+    )
     parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3, help="most seeds of a row (default: 3)")
     parser.add_argument(
         "--jobs", type=positive, default=2, help="runs at a time on this machine (default: %(default)s)"

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..harness.records import RESULTS
-from . import tiny
+from . import local
 from .cluster import PUBLISHED_NODES, Job, logs
-from .glyph_scores import RECALLS
+from .local_data import both_ways, data_of
 from .store import DONE, Store, key_of
-from .table import Comparison, Row, Table
+from .table import LOCAL, Comparison, Row, Table
 
 PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
-R1 = ("image_to_text_R@1", "text_to_image_R@1")
 IMAGENET = "imagenet-zeroshot-val-top1"  # as OpenCLIP names it, evaluated during the training
 
 
@@ -42,8 +41,8 @@ class Measured:
 
     def __init__(self, row: Row, scale: str, store: Store, evaluations: dict[tuple[str, str, str], float]):
         self.row, self.scale = row, scale
-        if scale == "tiny":
-            keys = [key_of(tiny.settings_of(row, seed)) for seed in range(row.seeds)]
+        if scale in LOCAL:
+            keys = [key_of(local.settings_of(row, seed)) for seed in range(row.seeds)]
         else:
             keys = [Job(row, scale, seed).key for seed in range(row.seeds)]
         runs = [run for key in keys if (run := store.get(key))]
@@ -52,10 +51,12 @@ class Measured:
         self._evaluations = evaluations
 
     def metric(self, name: str) -> Figure | None:
-        """A score in percent: R@1 (mean of both ways), one of RECALLS, top1 or top5 (zero-shot), tuning (R@1).
+        """A score in percent, None where no run has it.
 
-        At the larger scales a suite of benchmarks.evaluate on the last checkpoint, or IMAGENET at the end. At all of
-        them tau and samples_per_second, at scale tiny minutes.
+        At the local scales R@1 (mean of both ways), top1 and top5 (zero-shot) and tuning (R@1 on the tuning pairs). At
+        scale tiny one of glyph_scores.RECALLS as well; at scale real R@1 new (on captions that are not in the training
+        data), R@10 and probe (linear). At the larger scales a suite of benchmarks.evaluate on the last checkpoint, or
+        IMAGENET at the end. At all of them tau and samples_per_second, at the local ones minutes.
         """
         return figure(self.by_seed(name).values())
 
@@ -71,25 +72,20 @@ class Measured:
             return run["seconds"] / 60
         if name == IMAGENET:
             return run["curve"][-1].get(name) if run["curve"] else None
-        if self.scale != "tiny":
-            flags = run["settings"]["flags"]
-            last = f"epoch_{flags.get('--stop-epochs', flags['--epochs'])}.pt"
-            return self._evaluations.get((run["name"], last, name))
-        scores = run["scores"]
-        if name == "tuning":
-            return statistics.fmean(scores["tuning"][way] for way in R1)
-        if name == "R@1":
-            return statistics.fmean(scores["reported"][way] for way in R1)
-        return scores["reported"][name] if name in RECALLS else scores["zero_shot"][name]
+        if self.scale in LOCAL:
+            return data_of(self.row).metrics(run["scores"]).get(name)
+        flags = run["settings"]["flags"]
+        last = f"epoch_{flags.get('--stop-epochs', flags['--epochs'])}.pt"
+        return self._evaluations.get((run["name"], last, name))
 
     def curve(self) -> dict[int, Figure]:
         """Samples seen -> R@1 (mean of both ways); at the larger scales ImageNet top 1, where it was evaluated."""
         points: dict[int, list[float]] = {}
         for run in self.done:
             for point in run["curve"]:
-                names = R1 if self.scale == "tiny" else (IMAGENET,)
-                if all(name in point for name in names):
-                    points.setdefault(point["samples"], []).append(statistics.fmean(point[name] for name in names))
+                score = both_ways(point, 1) if self.scale in LOCAL else point.get(IMAGENET)
+                if score is not None:
+                    points.setdefault(point["samples"], []).append(score)
         return {samples: figure(values) for samples, values in sorted(points.items())}
 
     def step_time(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The plots of the report: score over samples seen, gap over the batch, step times, and the map of regimes."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -7,22 +8,19 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 
-from .measured import Measured, gain, pairs
-from .table import NOISY, Row, Table
+from .measured import Figure, Measured, gain, pairs
+from .table import LOCAL, NOISY, Row, Table, of_scale
 
 COLOURS = {
-    "clip": "#8c8c8c", "clip-frozen": "#222222", "sogclr": "#9467bd", "isogclr": "#e377c2", "fastclip-v0": "#2ca02c",
-    "fastclip-v1": "#1f77b4", "fastclip-v2": "#ff7f0e", "fastclip-v3": "#d62728",
+    "clip": "#8c8c8c", "clip-frozen": "#222222", "siglip": "#8c564b", "sogclr": "#9467bd", "isogclr": "#e377c2",
+    "fastclip-v0": "#2ca02c", "fastclip-v1": "#1f77b4", "fastclip-v2": "#ff7f0e", "fastclip-v3": "#d62728",
 }  # fmt: skip
 FROZEN = "clip-frozen"
-Y_LABELS = {"tiny": "R@1 on held-out pairs, mean of both ways (%)", "larger": "ImageNet zero-shot top 1 (%)"}
+R1_LABEL = "R@1 on held-out pairs, mean of both ways (%)"
+Y_LABELS = {"tiny": R1_LABEL, "real": R1_LABEL, "larger": "ImageNet zero-shot top 1 (%)"}
 OUTSIDE_THE_BAR = ("total", "communication", "overlapped", "collectives")  # sums, and what runs beside the parts
-METRICS = {"tiny": "R@1", "larger": "imagenet-variants"}
-
-
-def of_scale(names: dict[str, str], scale: str) -> str:
-    """The entry for scale tiny or for the larger ones."""
-    return names["tiny" if scale == "tiny" else "larger"]
+LINE_STYLES = ("-", "--", "-.", ":")
+METRICS = {"tiny": "R@1", "real": "R@1", "larger": "imagenet-variants"}
 
 
 def colour(row: Row) -> str:
@@ -36,7 +34,7 @@ def draw_curves(measured: list[Measured], scale: str, path: Path, floor: float |
     floor: the R@1 of attribute_floor, drawn as a line.
     """
     shown = [(m, m.curve()) for m in measured if m.curve()]
-    unit, word = (1e3, "thousands") if scale == "tiny" else (1e6, "millions")
+    unit, word = (1e3, "thousands") if scale in LOCAL else (1e6, "millions")
     figure, axes = _axes(f"samples seen ({word})", of_scale(Y_LABELS, scale))
     for m, curve in shown:
         samples = [n / unit for n in curve]
@@ -49,20 +47,26 @@ def draw_curves(measured: list[Measured], scale: str, path: Path, floor: float |
 
 
 def draw_gaps(table: Table, measured: list[Measured], scale: str, path: Path) -> bool:
-    """The gains of a table's comparisons over the global batch, with their standard errors."""
-    gaps = [
-        (base.row.batch if scale == "tiny" else base.row.nodes, found)
-        for _, base, better in pairs(table, measured)
-        if (found := gain(better, base, of_scale(METRICS, scale)))
-    ]
-    figure, axes = _axes("global batch" if scale == "tiny" else "nodes", "fastclip-v3 over OpenCLIP (points)")
-    places = [place for place, _ in gaps]
-    heights, errors = [gap.mean for _, gap in gaps], [gap.std for _, gap in gaps]
-    axes.errorbar(places, heights, errors, color=COLOURS["fastclip-v3"], marker="o", capsize=3)
+    """The gains of a table's comparisons over the global batch, with their standard errors.
+
+    A line for each pair of rows whose labels differ from others in what follows ", batch" alone.
+    """
+    lines: dict[str, list[tuple[int, Figure, str]]] = {}
+    for _, base, better in pairs(table, measured):
+        if found := gain(better, base, of_scale(METRICS, scale)):
+            name = " over ".join(m.row.label.split(", batch")[0] for m in (better, base))
+            place = base.row.batch if scale in LOCAL else base.row.nodes
+            lines.setdefault(name, []).append((place, found, colour(better.row)))
+    figure, axes = _axes("global batch" if scale in LOCAL else "nodes", "gain (points)")
+    for (name, points), style in zip(lines.items(), itertools.cycle(LINE_STYLES)):
+        places, gains, (shade, *_) = zip(*points, strict=True)
+        heights, errors = [gain.mean for gain in gains], [gain.std for gain in gains]
+        axes.errorbar(places, heights, errors, color=shade, marker="o", linestyle=style, capsize=3, label=name)
     axes.axhline(0, color="#999999", linestyle=":")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [str(place) for place in places])
-    return _save(figure, axes, path, bool(gaps))
+    ticks = sorted({place for points in lines.values() for place, *_ in points})
+    axes.set_xticks(ticks, [str(place) for place in ticks])
+    return _save(figure, axes, path, bool(lines))
 
 
 def draw_step_times(measured: list[Measured], path: Path) -> bool:
@@ -88,7 +92,7 @@ def draw_shares(measured: list[Measured], path: Path) -> bool:
         if plain and m.row.batch == 32 and m.done:
             label = m.row.label.split(": ", 1)[1]
             lines.setdefault((label, colour(m.row)), []).append((100 * data.mismatched, m.metric("R@1").mean))
-    figure, axes = _axes("wrong captions (%)", Y_LABELS["tiny"])
+    figure, axes = _axes("wrong captions (%)", R1_LABEL)
     drawn = set()
     for (label, shade), points in lines.items():
         style = "--" if shade in drawn else "-"
@@ -119,8 +123,10 @@ def draw(name: str, table: Table, measured: list[Measured], scale: str, folder: 
     """Draws the plot of a table at a scale; returns the Markdown that shows it, None if there is nothing to draw."""
     path = folder / f"{name}-{scale}.png"
     caption, drawing = {
-        "laion400m": ("Score over samples seen", lambda: draw_curves(measured, scale, path)),
-        "scaling": ("Gap over the batch", lambda: draw_gaps(table, measured, scale, path)),
+        **dict.fromkeys(("laion400m", "real"), ("Score over samples seen", lambda: draw_curves(measured, scale, path))),
+        **dict.fromkeys(
+            ("scaling", "real_batch"), ("Gap over the batch", lambda: draw_gaps(table, measured, scale, path))
+        ),
         "step_time": ("Parts of a step", lambda: draw_step_times(measured, path)),
         "map": ("R@1 over the share of wrong captions", lambda: draw_shares(measured, path)),
     }.get(name, ("", lambda: False))

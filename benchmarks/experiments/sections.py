@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from . import plots, tiny
+from . import local, plots
 from .cluster import RECIPES
 from .measured import IMAGENET, Measured, fewer_samples, gain, pairs, published, published_gain
 from .store import Store, key_of
-from .table import Table
+from .table import LOCAL, Table, of_scale
 
 RECALL_COLUMNS = {
     "image_to_text_R@1": "image→text R@1",
@@ -23,6 +23,14 @@ COLUMNS = {
         "top5": "top 5",
         "tau": "final tau",
     },
+    "real": {
+        "R@1": "R@1, mean",
+        "R@1 new": "R@1 new, mean",
+        "R@10": "R@10, mean",
+        "top1": "zero-shot top 1",
+        "probe": "linear probe",
+        "tau": "final tau",
+    },
     "larger": {
         "imagenet-variants": "ImageNet & variants",
         "retrieval": "retrieval",
@@ -30,6 +38,11 @@ COLUMNS = {
         IMAGENET: "ImageNet top 1",
         "tau": "final tau",
     },
+}
+GAINS = {  # the columns whose gains are shown
+    "tiny": ("R@1", "top1", "top5"),
+    "real": ("R@1", "R@1 new", "top1", "probe"),
+    "larger": ("imagenet-variants", "retrieval", "datacomp"),
 }
 DIGITS = {"tau": 3, "samples_per_second": 0}  # after the point; of the others one
 
@@ -75,7 +88,7 @@ def _published_header(columns):
 
 def results_table(table: Table, measured: list[Measured], scale: str) -> str:
     """The rows of a table: measured beside published. Columns without a figure are left out."""
-    names = COLUMNS["tiny" if scale == "tiny" else "larger"]
+    names = of_scale(COLUMNS, scale)
     columns = {name: of for name, of in names.items() if any(m.metric(name) for m in measured)}
     beside = [published(table, m.row, _setting(scale)) for m in measured]
     extra = list(dict.fromkeys(column for cells in beside for column in cells))
@@ -87,8 +100,7 @@ def results_table(table: Table, measured: list[Measured], scale: str) -> str:
 
 def comparison_table(table: Table, measured: list[Measured], scale: str) -> str:
     """The gains that a table is about, with their standard errors, beside the published ones."""
-    names = ("R@1", "top1", "top5") if scale == "tiny" else ("imagenet-variants", "retrieval", "datacomp")
-    columns = COLUMNS["tiny" if scale == "tiny" else "larger"]
+    names, columns = of_scale(GAINS, scale), of_scale(COLUMNS, scale)
     compared = pairs(table, measured)
     beside = [published_gain(table, base.row, better.row, _setting(scale)) for _, base, better in compared]
     extra = list(dict.fromkeys(column for cells in beside for column in cells))
@@ -124,7 +136,7 @@ def tuning_table(measured: list[Measured], used: set[str]) -> str:
             score = f"{scores[m.row.name]:.1f}" if m.done else ""
             if m.done and scores[m.row.name] == max(scores.values()):
                 score = f"**{score}**"
-            taken = key_of(tiny.settings_of(m.row, 0)) in used
+            taken = key_of(local.settings_of(m.row, 0)) in used
             rows.append([m.row.label, score, cell(m.metric("tau"), 3), status(m), "yes" if taken else ""])
     return markdown(["", "R@1 on the tuning pairs", "final tau", "seeds", "taken"], rows)
 
@@ -148,9 +160,9 @@ def section(name: str, table: Table, store: Store, evaluations: dict, used: set[
     for scale in table.scales:
         measured = [Measured(row, scale, store, evaluations) for row in table.rows_at(scale, quick)]
         is_run = any(m.done or m.failed for m in measured)
-        if scale != "tiny" and not is_run and not any(published(table, m.row, scale) for m in measured):
+        if scale not in LOCAL and not is_run and not any(published(table, m.row, scale) for m in measured):
             continue
-        place = scale if scale == "tiny" else f"{scale} ({RECIPES[scale]})"
+        place = scale if scale in LOCAL else f"{scale} ({RECIPES[scale]})"
         parts.append(f"### Scale {place}: `python -m benchmarks.run {name} --scale {scale}`")
         if table.kind == "tuning":
             parts.append(tuning_table(measured, used))

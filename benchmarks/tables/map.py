@@ -12,9 +12,9 @@ from .scaling import at
 from .settings import CLIP, FROZEN, V1, V3
 
 # The rate that was best at 30% wrong need not be the best elsewhere.
-FASTER = replace(CLIP, name="clip-faster", label="OpenCLIP, twice the lr", tiny=CLIP.tiny | {"--lr": 5e-4})
+FASTER = replace(CLIP, name="clip-faster", label="OpenCLIP, twice the lr", local=CLIP.local | {"--lr": 5e-4})
 # A larger rho lets tau fall farther, as OpenCLIP's does on clean pairs.
-RHO = replace(V3, name="v3-rho", label="fastclip-v3, rho 3.5", tiny=V3.tiny | {"--fastclip-rho": 3.5}, curve=False)
+RHO = replace(V3, name="v3-rho", label="fastclip-v3, rho 3.5", local=V3.local | {"--fastclip-rho": 3.5}, curve=False)
 CLIPS = (CLIP, FASTER, FROZEN)
 ALL = (*CLIPS, NO_MEMORY, V1, V3)
 CLEAN = replace(NOISY, mismatched=0.0)

@@ -14,7 +14,7 @@ NO_MEMORY_V3 = replace(
 )  # fmt: skip
 SHORT_MEMORY = replace(
     V1, name="v1-short-memory", label="fastclip-v1, gamma 0.69 (the default for 12 epochs)",
-    tiny=V1.tiny | {"--fastclip-gamma": 0.69}, scales=("tiny",),
+    local=V1.local | {"--fastclip-gamma": 0.69}, scales=("tiny",),
 )  # fmt: skip
 TABLE = Table(
     "Memory and temperature",

@@ -26,7 +26,7 @@ def with_optimizer(optimizer, lr, **changes):
     """
     flags = {"--opt": f"timm/{optimizer}"} | OPTIONS[optimizer]
     return replace(
-        V3, flags=flags, tiny=V3.tiny | {"--lr": lr}, larger={"--lr": 2 * lr}, curve=False, seeds=1, **changes,
+        V3, flags=flags, local=V3.local | {"--lr": lr}, larger={"--lr": 2 * lr}, curve=False, seeds=1, **changes,
     )  # fmt: skip
 
 

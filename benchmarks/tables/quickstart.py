@@ -20,7 +20,7 @@ def rows(mismatched: float) -> tuple[Row, ...]:
     # The usual share has the plain names; others lie beside it, so that no table replaces another's.
     suffix = "" if mismatched == Settings.mismatched else f"-mismatched-{mismatched:g}"
     clip = Row(
-        "clip", "OpenCLIP", "clip", tiny=TRAINING, data=Settings(mismatched=mismatched), curve=True, seeds=1,
+        "clip", "OpenCLIP", "clip", local=TRAINING, data=Settings(mismatched=mismatched), curve=True, seeds=1,
         kept=Kept(Path("data", f"glyphs{suffix}"), Path("runs", f"quickstart{suffix}")),
     )  # fmt: skip
     return (

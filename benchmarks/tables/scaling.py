@@ -16,13 +16,18 @@ NODES = (1, 2, 4, 8)
 TINY_FROZEN = replace(FROZEN, scales=("tiny",))
 
 
+def settings_at(row, batch):
+    """`row.local` at another batch: the learning rate goes with the root of the batch, rho with the logarithm."""
+    settings = row.local | {"--lr": float(f"{row.local['--lr'] * math.sqrt(batch / 32):.3g}")}
+    if "--fastclip-rho" in settings:
+        settings["--fastclip-rho"] = round(settings["--fastclip-rho"] * math.log(batch - 1) / math.log(31), 2)
+    return settings
+
+
 def at(row, batch, ranks, nodes):
-    """`row` at another batch: the learning rate goes with the root of the batch, rho with the logarithm."""
-    tiny = row.tiny | {"--lr": float(f"{row.tiny['--lr'] * math.sqrt(batch / 32):.3g}")}
-    if "--fastclip-rho" in tiny:
-        tiny["--fastclip-rho"] = round(tiny["--fastclip-rho"] * math.log(batch - 1) / math.log(31), 2)
-    name, label = f"{row.name}-x{nodes}", f"{row.label}, batch x{nodes}"
-    return replace(row, name=name, label=label, tiny=tiny, batch=batch, ranks=ranks, nodes=nodes)
+    """`row` at another batch."""
+    name, label, settings = f"{row.name}-x{nodes}", f"{row.label}, batch x{nodes}", settings_at(row, batch)
+    return replace(row, name=name, label=label, local=settings, batch=batch, ranks=ranks, nodes=nodes)
 
 
 TABLE = Table(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..experiments.table import SCALES, Table
+from ..experiments.table import GLYPHS_AND_LARGER, LARGER, Table
 from .settings import CLIP, V1, V2, V3
 
 PROFILED = {"--profile": None}
@@ -13,7 +13,7 @@ def at(row, nodes):
     return replace(
         row, name=f"{row.name}-step-x{nodes}", label=f"{row.label}, x{nodes}", flags=PROFILED, nodes=nodes, ranks=nodes,
         larger=row.larger | {"--stop-epochs": 1}, batch=32 * nodes, epochs=1, curve=False, seeds=1,
-        scales=SCALES if nodes <= 2 else SCALES[1:],
+        scales=GLYPHS_AND_LARGER if nodes <= 2 else LARGER,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def grid(row, flag, values, other_rates=()):
     for lr, value in [*((RATE, value) for value in values), *((lr, values[1]) for lr in other_rates)]:
         yield replace(
             row, name=f"{row.name}-lr{lr:g}-{flag.rsplit('-', 1)[1]}{value:g}",
-            label=f"{row.label}: lr {lr:g}, {flag} {value:g}", tiny=row.tiny | {"--lr": lr, flag: value}, seeds=1,
+            label=f"{row.label}: lr {lr:g}, {flag} {value:g}", local=row.local | {"--lr": lr, flag: value}, seeds=1,
         )  # fmt: skip
 
 

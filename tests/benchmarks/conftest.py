@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import tables
-from benchmarks.experiments import glyph_scores, tiny
+from benchmarks.experiments import glyph_scores, local
 from benchmarks.experiments.store import DONE, key_of
 from benchmarks.experiments.table import Comparison, Table
 from benchmarks.experiments.training_runs import Run
@@ -28,7 +28,7 @@ def row_of():
     def make(row, seed, recall, **changes):
         recalls = dict.fromkeys(glyph_scores.RECALLS, recall)
         scores = {"reported": recalls, "tuning": recalls, "zero_shot": {"top1": recall / 10, "top5": recall / 5}}
-        settings = tiny.settings_of(row, seed)
+        settings = local.settings_of(row, seed)
         facts = {"key": key_of(settings), "scale": "tiny", "name": row.name, "settings": settings, **FACTS}
         return {**facts, "scores": scores, "floor": {"R@1": 14.3, "R@5": 68.1}, "tau": 0.05, "curve": [], **changes}
 
@@ -62,7 +62,7 @@ def stand_in(small_table, row_of, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(Run, "command", property(lambda self: [str(script), *self.arguments]))
     scores = row_of(CLIP, 0, 30.0)["scores"]
-    monkeypatch.setattr(tiny, "scores", lambda checkpoint, data: scores)
+    monkeypatch.setattr(glyph_scores, "scores", lambda checkpoint, data: scores)
     return tmp_path
 
 

@@ -26,7 +26,7 @@ def commands(output):
     return [shlex.split(line) for line in output.splitlines() if " " in line and not line.endswith("finished before")]
 
 
-@pytest.mark.parametrize("name", tables.KNOWN)
+@pytest.mark.parametrize("name", [name for name in tables.KNOWN if "tiny" in tables.load(name).scales])
 def test_every_command_at_scale_tiny_is_one_that_the_training_takes(name, capsys, tmp_path):
     assert run.main([name, "--scale", "tiny", "--dry-run", "--results", str(tmp_path)]) == 0
     found = commands(capsys.readouterr().out)

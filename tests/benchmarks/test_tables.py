@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import tables
-from benchmarks.experiments import tiny
+from benchmarks.experiments import local
 from benchmarks.experiments.store import Store, key_of
 from benchmarks.experiments.table import NOISY
 from benchmarks.tables.settings import CLIP
@@ -14,21 +14,21 @@ from open_clip_train_fastclip.errors import UserError
 
 def test_the_same_settings_are_the_same_run_whichever_table_asks():
     keys = {
-        name: {row.loss: key_of(tiny.settings_of(row, 0)) for row in tables.load(name).rows if not row.flags}
+        name: {row.loss: key_of(local.settings_of(row, 0)) for row in tables.load(name).rows if not row.flags}
         for name in ("temperature", "gradients", "memory", "laion400m")
     }
     assert keys["temperature"]["fastclip-v3"] == keys["gradients"]["fastclip-v3"] == keys["laion400m"]["fastclip-v3"]
     assert keys["temperature"]["clip"] == keys["memory"]["clip"]
-    scaling = {row.name: key_of(tiny.settings_of(row, 0)) for row in tables.load("scaling").rows}
+    scaling = {row.name: key_of(local.settings_of(row, 0)) for row in tables.load("scaling").rows}
     assert scaling["v3-x1"] == keys["laion400m"]["fastclip-v3"] and len(set(scaling.values())) == 12
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"tiny": {"--lr": 2e-3}}, {"batch": 64}, {"epochs": 2}, {"ranks": 2}, {"data": replace(NOISY, seed=1)}],
+    [{"local": {"--lr": 2e-3}}, {"batch": 64}, {"epochs": 2}, {"ranks": 2}, {"data": replace(NOISY, seed=1)}],
 )
 def test_other_settings_are_another_run(change):
-    keys = {key_of(tiny.settings_of(row, seed)) for row in (CLIP, replace(CLIP, **change)) for seed in (0, 1)}
+    keys = {key_of(local.settings_of(row, seed)) for row in (CLIP, replace(CLIP, **change)) for seed in (0, 1)}
     assert len(keys) == 4
 
 
@@ -44,7 +44,7 @@ def test_other_settings_are_another_run(change):
 )
 def test_the_stored_runs_are_still_found(table, name, seed, key):
     row = next(row for row in tables.load(table).rows if row.name == name)
-    assert key_of(tiny.settings_of(row, seed)) == key and Store().is_done(key)
+    assert key_of(local.settings_of(row, seed)) == key and Store().is_done(key)
 
 
 def test_unknown_table_is_refused():

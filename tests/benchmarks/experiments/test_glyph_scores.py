@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.experiments import glyph_scores
+from benchmarks.experiments import encoding, glyph_scores
 from benchmarks.experiments.table import NOISY
 from benchmarks.glyph_data.dataset import choose_pairs
 
@@ -34,7 +34,7 @@ def test_zero_shot_counts_the_pictures_whose_character_is_recognised(tmp_path, m
     names = ["aries", "benzene ring", "coffin", "colon sign", "infinity", "much less-than"]
     captions = [f"small red {name} framed in blue on navy" for name in names] + ["white coffin on black"] * 2
     monkeypatch.setattr(
-        glyph_scores, "_tools",
+        encoding, "tools",
         lambda: (KnowsNames(), None, lambda texts: torch.tensor([names.index(glyph_scores.name_in(t)) for t in texts])),
     )  # fmt: skip
     seen = torch.tensor([0, 1, 2, 3, 5, 5, 2, 2])  # infinity is taken for another

@@ -81,7 +81,7 @@ def test_published_numbers_stand_beside_their_rows():
 
 
 def test_tuning_shows_the_best_of_each_loss_and_what_is_taken(row_of):
-    points = [replace(CLIP, name=f"p{lr}", label=f"OpenCLIP: lr {lr}", tiny={"--lr": lr}) for lr in (1, 2)]
+    points = [replace(CLIP, name=f"p{lr}", label=f"OpenCLIP: lr {lr}", local={"--lr": lr}) for lr in (1, 2)]
     rows = [row_of(point, 0, recall) for point, recall in zip(points, (10.0, 11.0), strict=True)]
     text = sections.tuning_table([measured(point, rows) for point in points], {rows[0]["key"]})
     assert text.splitlines()[2:] == [

@@ -1,4 +1,4 @@
-"""Scale tiny of the tables: every run trains a small model on glyph data, on the CPUs of this machine."""
+"""Scales tiny and real of the tables: every run trains a small model on this machine, and is scored and stored."""
 
 import math
 import shlex
@@ -6,11 +6,13 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from open_clip_train_fastclip.errors import UserError
 
-from ..glyph_data import dataset
 from ..harness.records import circumstances
-from .glyph_scores import MODEL, REPORTED_SHARDS, floor, scores
+from .encoding import MODEL
+from .local_data import data_of
 from .run_log import final_temperature, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
 from .table import Row, arguments_of
@@ -18,15 +20,33 @@ from .training_runs import MODULE, Run, train_all
 
 LOGS = Path("runs", "tables")
 WARMUP_SHARE = 0.05  # of all steps
-# Loading in the training process is faster than a worker when every core trains.
-COMMON = f"--model {MODEL} --wd 0.1 --workers 0 --precision fp32 --device cpu --save-frequency 0 --log-every-n-steps 20"
+COMMON = {  # a row's own flags win
+    "--model": MODEL,
+    "--wd": 0.1,
+    "--workers": 0,  # loading in the training process is faster than a worker when every core trains
+    "--precision": "fp32",
+    "--device": "cpu",
+    "--save-frequency": 0,
+    "--log-every-n-steps": 20,
+}
 
 
 def settings_of(row: Row, seed: int) -> dict:
     """What a run's result depends on, and what is measured on the way; the same settings are the same run."""
-    flags = {"--loss": row.loss} | row.tiny | row.flags
+    flags = {"--loss": row.loss} | row.local | row.flags
     of_row = {name: getattr(row, name) for name in ("batch", "ranks", "epochs", "curve")}
-    return {"flags": flags, "common": COMMON, "data": asdict(row.data), "seed": seed} | of_row
+    common = " ".join(arguments_of(COMMON))
+    return {"flags": flags, "common": common, "data": asdict(row.data), "seed": seed} | of_row
+
+
+def flags_of(row: Row) -> dict:
+    """The flags that a row's runs are trained with, but for those of data, length and seed."""
+    return COMMON | row.local | row.flags
+
+
+def has_device(row: Row) -> bool:
+    """Whether this machine has what the row is trained on, a CPU or a GPU."""
+    return flags_of(row)["--device"] == "cpu" or torch.cuda.is_available()
 
 
 def by_key(rows: list[tuple[Row, int]]) -> dict[str, tuple[Row, int]]:
@@ -37,27 +57,22 @@ def by_key(rows: list[tuple[Row, int]]) -> dict[str, tuple[Row, int]]:
     return runs
 
 
-def data_folder(row: Row) -> Path:
-    """Where the glyph data of a row are made."""
-    return row.kept.data if row.kept else Path("data", f"tables-{key_of(asdict(row.data))}")
-
-
 def make_run(row: Row, seed: int, sha256: str) -> Run:
     """The training run of a row and seed on data with that hash."""
-    data, steps = data_folder(row), math.ceil(train_pairs(row.data) / row.batch) * row.epochs
+    data = data_of(row)
+    steps = math.ceil(data.train_pairs / row.batch) * row.epochs
     logs, name = LOGS, f"{row.name}-seed{seed}-{key_of(settings_of(row, seed))}"
     if row.kept:
         logs, name = row.kept.runs, row.name
     evaluation = {}
     if row.curve:
-        pairs = row.data.characters * row.data.val_per_character * REPORTED_SHARDS // row.data.val_shards
-        evaluation = {"--val-data": f"{data}/val/{{00000..{REPORTED_SHARDS - 1:05d}}}.tar"}
-        evaluation |= {"--val-num-samples": pairs, "--val-frequency": 2}
+        evaluation = {"--val-data": f"{data.folder}/val/{{00000..{data.val_shards - 1:05d}}}.tar"}
+        evaluation |= {"--val-num-samples": data.val_pairs, "--val-frequency": 2}
     arguments = [
         *arguments_of({"--loss": row.loss}),
-        *COMMON.split(),
-        *arguments_of(evaluation | row.tiny | row.flags),
-        *("--train-data", f"{data}/train/{{00000..{row.data.train_shards - 1:05d}}}.tar"),
+        *arguments_of(COMMON),
+        *arguments_of(evaluation | row.local | row.flags),
+        *("--train-data", f"{data.folder}/train/{{00000..{data.train_shards - 1:05d}}}.tar"),
         *("--batch-size", str(row.batch // row.ranks), "--epochs", str(row.epochs), "--seed", str(seed)),
         *("--warmup", str(round(WARMUP_SHARE * steps)), "--logs", str(logs), "--name", name),
     ]
@@ -66,19 +81,15 @@ def make_run(row: Row, seed: int, sha256: str) -> Run:
     return Run(name, logs, arguments, sha256, row.batch, steps, row.epochs, row.ranks)
 
 
-def train_pairs(data: dataset.Settings) -> int:
-    """Number of training pairs that dataset.make makes."""
-    return sum(dataset.train_counts(data))
-
-
 def _make_data(row: Row, store: Store) -> str:
     """Makes a row's data, returns their hash. Raises UserError if stored runs had other data of the same settings."""
-    sha256 = dataset.make(data_folder(row), row.data)["sha256"]
+    data = data_of(row)
+    sha256 = data.make()
     for run in store.rows.values():
-        if run["scale"] == "tiny" and run["settings"]["data"] == asdict(row.data) and run["data_sha256"] != sha256:
+        if run["settings"].get("data") == asdict(row.data) and run["data_sha256"] != sha256:
             raise UserError(
-                f"{data_folder(row)} differs from the data of the runs in {store.path}, as with another version of "
-                "Pillow or matplotlib: install requirements.txt, or move that file away to run all anew"
+                f"{data.folder} differs from the data of the runs in {store.path}, as with other versions of the "
+                "packages that draw them: install requirements.txt, or move that file away to run all anew"
             )
     return sha256
 
@@ -105,16 +116,16 @@ def run_all(wanted: list[tuple[Row, int]], store: Store, jobs: int) -> list[Run]
 
 def result_of(run: Run, row: Row, seed: int) -> dict:
     """The line of results/runs.jsonl for a run that ended, well or not."""
-    settings, info = settings_of(row, seed), dataset.make(data_folder(row), row.data)
+    settings, data = settings_of(row, seed), data_of(row)
     minutes = run.record["minutes"]
     result = {
         "key": key_of(settings),
-        "scale": "tiny",
+        "scale": data.scale,
         "name": run.name,
         "loss": row.loss,
         "settings": settings,
-        "data_sha256": info["sha256"],
-        "train_pairs": info["train_pairs"],
+        "data_sha256": run.data,
+        "train_pairs": data.train_pairs,
         "seconds": minutes and round(60 * minutes),
         **circumstances(MODULE, run.arguments),
         "command": shlex.join(["python", *run.command]),
@@ -124,14 +135,13 @@ def result_of(run: Run, row: Row, seed: int) -> dict:
     log = read_log(run.folder)
     (checkpoint,) = (run.folder / "checkpoints").glob("epoch_*.pt")
     curve = [
-        {"samples": evaluation["epoch"] * info["train_pairs"]}
+        {"samples": evaluation["epoch"] * data.train_pairs}
         | {name: round(100 * evaluation[name], 2) for name in evaluation if name.endswith(("R@1", "R@5"))}
         for evaluation in read_results(run.folder)
     ]
     return result | {
         "status": DONE,
-        "scores": scores(checkpoint, data_folder(row)),
-        "floor": floor(data_folder(row)),
+        **data.measure(checkpoint, flags_of(row)),
         "tau": round(final_temperature(log), 4),
         "samples_per_second": round(samples_per_second(log)),
         "curve": curve,
