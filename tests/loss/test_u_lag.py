@@ -35,7 +35,7 @@ def expected(gamma):
 
 
 def measured(settings):
-    """u_lag after each step, None where there is none, and after each step that is announced and not done."""
+    """u_lag after each step, None where no pair was seen before; neither an evaluation nor begin_step changes it."""
     loss, found = make_loss(settings), []
     for step, (ids, margin) in enumerate(STEPS):
         loss.start_epoch(min(step, 1))
