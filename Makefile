@@ -2,7 +2,7 @@
 # make test         all tests, two files at a time, and then those on a real SLURM
 # make test-fast    the tests of the loss, the data and the flags (under two minutes)
 # make lint         ruff, mypy and shellcheck
-# make gpu-check    whether the loss is right on this machine's GPU and what it costs there (eight minutes)
+# make gpu-check    whether the loss is right on this machine's GPU and what it costs there (nine minutes)
 # make soak         kill twenty short runs at random moments and resume them (about 15 minutes)
 # Each makes .venv first if it is missing or older than requirements.txt.
 

@@ -15,23 +15,21 @@ the same bytes.
 """
 
 import hashlib
-import io
 import itertools
 import json
 import random
 import shutil
-import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from open_clip_train_fastclip.errors import UserError
 
+from ..harness.contact_sheet import Section, contact_sheet
+from ..harness.shards import write_shards
 from .captions import Look, Pair, attribute_floor, exchange, shorten
 from .characters import choose_characters, draw_ink, load_fonts, scale_to
-from .contact_sheet import contact_sheet
 
 COLOURS = {
     "red": (255, 60, 60), "yellow": (255, 225, 50), "green": (60, 220, 70),
@@ -114,35 +112,6 @@ def train_counts(settings: Settings) -> list[int]:
     return [max(1, round(scale * weight)) for weight in weights]
 
 
-def write_shards(folder: Path, pairs: list[Pair], captions: list[str], shards: int, seed: int) -> None:
-    """Writes `pairs` with `captions` as `shards` tar files of nearly equal size, and sizes.json."""
-    folder.mkdir(parents=True)
-    sizes = {}
-    bar = tqdm(total=len(pairs), desc=f"drawing {folder.name}", unit="pair", disable=None)
-    for shard in range(shards):
-        start, stop = (len(pairs) * n // shards for n in (shard, shard + 1))
-        name = f"{shard:05d}.tar"
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(start, stop):
-                # The picture depends on the pair alone: the same under any share of exchanged captions.
-                image = draw(pairs[index], random.Random(f"{seed}/{pairs[index].caption}"))
-                png = io.BytesIO()
-                image.save(png, "PNG")
-                _add(tar, f"{index:06d}.png", png.getvalue())
-                _add(tar, f"{index:06d}.txt", captions[index].encode())
-                bar.update()
-        sizes[name] = stop - start
-    bar.close()
-    (folder / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n")
-    print(f"{folder.name}: {len(pairs)} pairs in {shards} shards", flush=True)
-
-
-def _add(tar, name, data):
-    entry = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
-
-
 def make(out: Path, settings: Settings) -> dict:
     """Makes the data in folder `out` and returns dataset.json; data with the same settings are left as they are.
 
@@ -160,8 +129,13 @@ def make(out: Path, settings: Settings) -> dict:
     wrong = [a != b for a, b in zip(right, captions, strict=True)]
     partial = out.with_name(out.name + ".partial")  # renamed when complete, so that half a data set is never used
     shutil.rmtree(partial, ignore_errors=True)
-    write_shards(partial / "train", train, captions, settings.train_shards, settings.seed)
-    write_shards(partial / "val", val, [pair.caption for pair in val], settings.val_shards, settings.seed)
+
+    def drawn(pair: Pair) -> Image.Image:
+        # The picture depends on the pair alone: the same under any share of exchanged captions.
+        return draw(pair, random.Random(f"{settings.seed}/{pair.caption}"))
+
+    write_shards(partial / "train", lambda i: (drawn(train[i]), captions[i]), len(train), settings.train_shards)
+    write_shards(partial / "val", lambda i: (drawn(val[i]), val[i].caption), len(val), settings.val_shards)
     info = {
         "settings": asdict(settings),
         "train_pairs": len(train),
@@ -172,6 +146,11 @@ def make(out: Path, settings: Settings) -> dict:
         "characters": sorted(pair.character.name for pair in {p.character: p for p in val}.values()),
     }
     (partial / "dataset.json").write_text(json.dumps(info, indent=1) + "\n")
-    contact_sheet(partial, wrong).save(partial / "contact_sheet.png")
+    red = {place for place, is_wrong in enumerate(wrong) if is_wrong}
+    sections = [
+        Section(f"Training pairs: {len(red)} of {len(train)} captions are exchanged (red)", partial / "train", red),
+        Section("Validation pairs: every caption is right", partial / "val"),
+    ]
+    contact_sheet(sections).save(partial / "contact_sheet.png")
     partial.rename(out)
     return info

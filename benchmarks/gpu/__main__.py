@@ -1,6 +1,6 @@
-"""Whether the loss is right on this GPU and what it costs there, in eight minutes.
+"""Whether the loss is right on this GPU and what it costs there, in nine minutes.
 
-    python -m benchmarks.gpu [--device cuda] [--small] [--parts accuracy loss-time ...] [--budget 460]
+    python -m benchmarks.gpu [--device cuda] [--small] [--parts accuracy loss-time ...] [--budget 530]
 
 Each part runs in a process of its own with a time limit; one that fails, hangs or breaks the GPU's context is ended,
 and the next begins. One that has no time left is left out. Each row is appended to benchmarks/results/gpu.jsonl and

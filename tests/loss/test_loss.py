@@ -84,6 +84,8 @@ EQUAL_IDS = [  # equal ids within a rank and, for any number of ranks, on the fi
 # name -> (changes of the settings, ids of the steps, alignment); u is small where aligned, so that eps counts
 CASES = {
     "eps 1e-6": ({"eps": 1e-6}, FIRST_VISITS, 0.8),
+    "eps of a softmax": ({"eps": 1 / 11}, FIRST_VISITS, 0.8),
+    "eps near 1": ({"eps": 0.999, "gradients": "paper"}, EQUAL_IDS, 0.8),
     "unvisited with gamma below 1": ({}, FIRST_VISITS, 0.3),
     "equal ids": ({"eps": 1e-6}, EQUAL_IDS, 0.8),
     "paper gradients": ({"gradients": "paper", "eps": 1e-6}, EQUAL_IDS, 0.8),

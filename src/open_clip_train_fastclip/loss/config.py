@@ -90,7 +90,7 @@ class FastCLIPConfig:
     gamma_schedule: str = BY_LOSS  # one of GAMMA_SCHEDULES
     gamma_decay_epochs: int = BY_LOSS  # E, epochs until gamma_min is reached; by default half of the epochs
     rho: float = BY_LOSS  # margin of RGCL and RGCL-g; its default is the published one
-    eps: float = 1e-14  # added to u, in u's own unit
+    eps: float = 1e-14  # weight of an anchor's own pair beside u, in u's own unit
     temperature: float = BY_LOSS  # tau at the start
     tau_lr: float = BY_LOSS  # learning rate of tau
     tau_lr_schedule: str = BY_LOSS  # one of TAU_LR_SCHEDULES

@@ -94,7 +94,8 @@ FLAGS = (
     ),
     Flag(
         "--fastclip-eps",
-        "Added to u, in the unit of u, in (0, 1).",
+        "Weight of an anchor's own pair beside u in its denominator, in the unit of u, in (0, 1): an anchor whose u is "
+        "far below it fades; 1/(B-1), with a global batch of B pairs: as in OpenCLIP's loss.",
         {"type": float},
         default=f"{FastCLIPConfig.eps:g}",
         sets="eps",

@@ -1,0 +1,38 @@
+"""Webdataset shards of pictures and captions, the same bytes for the same pairs."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+
+def write_shards(folder: Path, pair: Callable[[int], tuple[Image.Image, str]], count: int, shards: int) -> None:
+    """Writes pair(0) to pair(count - 1) as `shards` tar files of nearly equal size, and sizes.json."""
+    folder.mkdir(parents=True)
+    sizes = {}
+    bar = tqdm(total=count, desc=f"writing {folder.name}", unit="pair", disable=None)
+    for shard in range(shards):
+        start, stop = (count * n // shards for n in (shard, shard + 1))
+        name = f"{shard:05d}.tar"
+        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in range(start, stop):
+                image, caption = pair(index)
+                png = io.BytesIO()
+                image.save(png, "PNG")
+                _add(tar, f"{index:06d}.png", png.getvalue())
+                _add(tar, f"{index:06d}.txt", caption.encode())
+                bar.update()
+        sizes[name] = stop - start
+    bar.close()
+    (folder / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n")
+    print(f"{folder.name}: {count} pairs in {shards} shards", flush=True)
+
+
+def _add(tar, name, data):
+    entry = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
