@@ -88,7 +88,7 @@ class Real:
         return self.pairs.shards
 
     def make(self) -> str:
-        from ..real_data import dataset  # which no other scale needs
+        from ..real_data import dataset  # and so resvg, which no other scale needs
 
         found = dataset.make(self.folder, dataset.Settings(sets=self.pairs.sets, size=self.pairs.size))
         for split, pairs, shards in (
