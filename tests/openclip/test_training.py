@@ -198,5 +198,6 @@ def test_watching(csv, tmp_path):
     events = EventAccumulator(str(run_folder(tmp_path) / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("fastclip/tau")] == [e.step for e in events.Scalars("train/loss")]
     assert len(events.Scalars("fastclip/tau")) == 12
+    assert len(events.Scalars("fastclip/u_lag")) == 6, "not before a sample comes again"
     offline = sorted((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
     assert len(offline) == 2 and all(folder.name.endswith("-run") for folder in offline), "both continue run 'run'"

@@ -22,7 +22,7 @@ from .parts import Parts, State
 from .precision import default_products
 from .sample_table import SampleTable
 from .schedules import gamma_at
-from .step import Step, Update
+from .step import LastStep, Step, Update
 from .temperature import GlobalTemperature, peak_tau_lr_at
 
 
@@ -61,7 +61,7 @@ class FastCLIPLoss(SavedElsewhere):
         self.own("usable", torch.ones((), dtype=torch.bool))
         self.own("skipped_steps", torch.zeros((), dtype=torch.int64))
         self.step = 0  # steps done, the clock of tau_lr's cosine
-        self._last_rows_BC: Tensor | None = None  # new rows of the last step, for metrics()
+        self._last: LastStep | None = None
         self.own("_tau_lr", torch.tensor(config.tau_lr, dtype=config.table_dtype))
         self.own("_epoch_numbers", torch.empty(0))
         self.to(device)
@@ -117,14 +117,14 @@ class FastCLIPLoss(SavedElsewhere):
         True, which the host need not know.
         """
         step = self._step
-        if step is None or step.update is None or self._last_rows_BC is None:
+        if step is None or step.update is None or self._last is None:
             return
         where = torch.ones_like(self.usable) if where is None else where
         rows_BC, state, self.usable = step.parts.undo(
-            where, step.update.rows_BC, self._last_rows_BC, step.update.before, self._state, self.usable
+            where, step.update.rows_BC, self._last.rows_BC, step.update.before, self._state, self.usable
         )
         self.table.write(step.places_B, rows_BC)
-        self._last_rows_BC = rows_BC
+        self._last = self._last._replace(rows_BC=rows_BC)
         self._put(state)
 
     @property
@@ -139,9 +139,10 @@ class FastCLIPLoss(SavedElsewhere):
     def metrics(self) -> dict[str, float]:
         """Figures of the last step for a log line: tau, gamma, tau_lr, log u, share of samples visited.
 
-        skipped_steps: how many steps had a feature or gradient that is not finite, since the loss was made.
+        skipped_steps: how many steps had a feature or gradient that is not finite, since the loss was made. u_lag: the
+        mean of log u - log g with u as it was before the step, over the anchors of this rank that had been seen before.
         """
-        return step_figures(self, self._last_rows_BC)
+        return step_figures(self, self._last)
 
     # ---------------------------------------------------------------- Algorithm 1, in order
 
@@ -215,7 +216,8 @@ class FastCLIPLoss(SavedElsewhere):
         step.update = Update(compared.tau, moved.log_eps_u_B2, moved.value, rows_BC, before)
         if step.moves:
             self.table.write(step.places_B, moved.rows_BC)
-            self._last_rows_BC, self.usable = moved.rows_BC, moved.usable
+            self._last = LastStep(moved.rows_BC, rows_BC[compared.contrast.own, :2], local.log_g_b2)
+            self.usable = moved.usable
             self._put(state)
             self.step += 1
         return gradients_2bd

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -31,3 +32,11 @@ class Update:
     value: Tensor
     rows_BC: Tensor  # the old ones
     before: State
+
+
+class LastStep(NamedTuple):
+    """What FastCLIPLoss.metrics() tells of the last step, as it is in memory: nothing is computed for it in a step."""
+
+    rows_BC: Tensor  # the new ones
+    log_u_before_b2: Tensor  # of this rank's anchors, -inf where they were seen for the first time
+    log_g_b2: Tensor
