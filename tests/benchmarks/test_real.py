@@ -83,7 +83,7 @@ def test_every_command_at_scale_real_is_one_that_the_training_takes(name, capsys
         assert (args.device, args.model) == (("cuda", "ViT-S-16") if on_gpu else ("cpu", "ViT-Glyph-32"))
         assert (args.precision, args.force_image_size) == (("amp_bf16", [64]) if on_gpu else ("fp32", None))
         folder = "-".join(["data/real", *["all"] * ("{00000..00041}" in args.train_data), *["64"] * on_gpu])
-        assert args.train_data.startswith(f"{folder}/train/{{00000..") and args.batch_size in (32, 128, 512)
+        assert args.train_data.startswith(f"{folder}/train/{{00000..") and args.batch_size in (32, 128, 256, 512)
         assert args.val_data in (None, f"{folder}/val/{{00000..00003}}.tar")
 
 
