@@ -1,4 +1,4 @@
-# make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table
+# make quickstart   make the glyph data, train OpenCLIP and FastCLIP side by side, print the table (DATA=real: on real pairs)
 # make test         all tests, two files at a time, and then those on a real SLURM
 # make test-fast    the tests of the loss, the data and the flags (under two minutes)
 # make lint         ruff, mypy and shellcheck
@@ -9,7 +9,8 @@
 # requirements.txt was resolved with Python 3.11; `pip install -e .` serves the other versions.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOSSES ?= clip clip-frozen fastclip-v1 fastclip-v3
-MISMATCHED ?= 0.3
+DATA ?= glyphs
+MISMATCHED ?= $(if $(filter glyphs,$(DATA)),0.3)
 
 VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: quickstart test test-fast lint gpu-check soak
 
 quickstart: $(VENV)/.complete
-	$(VENV)/bin/python -m benchmarks.quickstart --mismatched $(MISMATCHED) --losses $(LOSSES)
+	$(VENV)/bin/python -m benchmarks.quickstart --data $(DATA) $(addprefix --mismatched ,$(MISMATCHED)) --losses $(LOSSES)
 
 test: $(VENV)/.complete
 	$(PYTEST) -n 2 --dist loadfile --durations 10 -m "not slurm"

@@ -114,6 +114,7 @@ class Real:
             "R@1 new": both_ways(scores["val_new"], 1),
             "R@10": both_ways(scores["val"], 10),
             "tuning": both_ways(scores["tuning"], 1),
+            **scores["val"],
             **scores["zero_shot"],
             "probe": scores["linear_probe"]["theme"],
         }

@@ -1,6 +1,7 @@
 """What make quickstart trains: OpenCLIP and FastCLIP, with the defaults of their flags and otherwise the same settings.
 
-Of every character 16 pairs are held out, 2,400 in all, on which OpenCLIP evaluates after every epoch.
+Of every character 16 glyph pairs are held out, 2,400 in all, of the real ones 2,000; OpenCLIP evaluates on them after
+every epoch.
 """
 
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from open_clip_train_fastclip.loss.config import LOSSES
 
+from ..experiments.real_pairs import RealPairs
 from ..experiments.table import Kept, Row, Table
 from ..glyph_data.dataset import Settings
 
@@ -15,14 +17,17 @@ TRAINING = {"--lr": 5e-4, "--beta1": 0.9, "--beta2": 0.98, "--eps": 1e-6, "--val
 FROZEN = {"--freeze-temperature": None, "--temperature": 0.07}
 
 
-def rows(mismatched: float) -> tuple[Row, ...]:
-    """The rows on data of which a share of the training captions, 0 to 1, is exchanged."""
-    # The usual share has the plain names; others lie beside it, so that no table replaces another's.
-    suffix = "" if mismatched == Settings.mismatched else f"-mismatched-{mismatched:g}"
-    clip = Row(
-        "clip", "OpenCLIP", "clip", local=TRAINING, data=Settings(mismatched=mismatched), curve=True, seeds=1,
-        kept=Kept(Path("data", f"glyphs{suffix}"), Path("runs", f"quickstart{suffix}")),
-    )  # fmt: skip
+def kept(data: Settings | RealPairs) -> Kept:
+    """Where data and runs are kept: every kind of data and share of wrong captions beside the usual one's."""
+    if isinstance(data, RealPairs):
+        return Kept(data.folder, Path("runs", "quickstart-real"))
+    suffix = "" if data == Settings() else f"-mismatched-{data.mismatched:g}"
+    return Kept(Path("data", f"glyphs{suffix}"), Path("runs", f"quickstart{suffix}"))
+
+
+def rows(data: Settings | RealPairs) -> tuple[Row, ...]:
+    """The rows on these data."""
+    clip = Row("clip", "OpenCLIP", "clip", local=TRAINING, data=data, curve=True, seeds=1, kept=kept(data))
     return (
         clip,
         replace(clip, name="clip-frozen", label="OpenCLIP, temperature frozen", flags=FROZEN),
@@ -33,6 +38,6 @@ def rows(mismatched: float) -> tuple[Row, ...]:
 TABLE = Table(
     "Quickstart",
     "OpenCLIP and FastCLIP with the defaults of their flags, one seed.",
-    rows(Settings.mismatched),
+    rows(Settings()),
     scales=("tiny",),
 )
