@@ -1,6 +1,6 @@
 """The plots of the report: score over samples seen, gap over the batch, step times, and the map of regimes."""
 
-import itertools
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +19,7 @@ FROZEN = "clip-frozen"
 R1_LABEL = "R@1 on held-out pairs, mean of both ways (%)"
 Y_LABELS = {"tiny": R1_LABEL, "real": R1_LABEL, "larger": "ImageNet zero-shot top 1 (%)"}
 OUTSIDE_THE_BAR = ("total", "communication", "overlapped", "collectives")  # sums, and what runs beside the parts
-LINE_STYLES = ("-", "--", "-.", ":")
+LINE_STYLES = ("-", "--", ":", "-.")  # of lines of one colour
 METRICS = {"tiny": "R@1", "real": "R@1", "larger": "imagenet-variants"}
 
 
@@ -58,10 +58,13 @@ def draw_gaps(table: Table, measured: list[Measured], scale: str, path: Path) ->
             place = base.row.batch if scale in LOCAL else base.row.nodes
             lines.setdefault(name, []).append((place, found, colour(better.row)))
     figure, axes = _axes("global batch" if scale in LOCAL else "nodes", "gain (points)")
-    for (name, points), style in zip(lines.items(), itertools.cycle(LINE_STYLES)):
+    drawn: Counter[str] = Counter()
+    for name, points in lines.items():
         places, gains, (shade, *_) = zip(*points, strict=True)
         heights, errors = [gain.mean for gain in gains], [gain.std for gain in gains]
+        style = LINE_STYLES[drawn[shade]]
         axes.errorbar(places, heights, errors, color=shade, marker="o", linestyle=style, capsize=3, label=name)
+        drawn[shade] += 1
     axes.axhline(0, color="#999999", linestyle=":")
     axes.set_xscale("log", base=2)
     ticks = sorted({place for points in lines.values() for place, *_ in points})

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import tables
-from benchmarks.experiments import glyph_scores, local
+from benchmarks.experiments import glyph_scores, local, real_scores
+from benchmarks.experiments.local_data import data_of
 from benchmarks.experiments.store import DONE, key_of
 from benchmarks.experiments.table import Comparison, Table
 from benchmarks.experiments.training_runs import Run
@@ -23,13 +24,18 @@ FACTS = {
 
 @pytest.fixture
 def row_of():
-    """Makes a line of runs.jsonl in which every recall of the reported pairs is `recall` percent."""
+    """Makes a line of runs.jsonl in which every recall is `recall` percent (of real pairs that are new one more)."""
 
     def make(row, seed, recall, **changes):
-        recalls = dict.fromkeys(glyph_scores.RECALLS, recall)
-        scores = {"reported": recalls, "tuning": recalls, "zero_shot": {"top1": recall / 10, "top5": recall / 5}}
+        scale, scores = data_of(row).scale, {"zero_shot": {"top1": recall / 10, "top5": recall / 5}}
+        if scale == "tiny":
+            scores |= dict.fromkeys(("reported", "tuning"), dict.fromkeys(glyph_scores.RECALLS, recall))
+        else:
+            scores |= dict.fromkeys(("val", "tuning"), dict.fromkeys(real_scores.RECALLS, recall))
+            scores["val_new"] = dict.fromkeys(real_scores.RECALLS, recall + 1)
+            scores["linear_probe"] = {"theme": 2 * recall}
         settings = local.settings_of(row, seed)
-        facts = {"key": key_of(settings), "scale": "tiny", "name": row.name, "settings": settings, **FACTS}
+        facts = {"key": key_of(settings), "scale": scale, "name": row.name, "settings": settings, **FACTS}
         return {**facts, "scores": scores, "floor": {"R@1": 14.3, "R@5": 68.1}, "tau": 0.05, "curve": [], **changes}
 
     return make
