@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -66,6 +67,13 @@ def _rendered(drawing: Drawing) -> Image.Image:
 
 def draw_all(drawings: Sequence[Drawing], label: str) -> Iterator[np.ndarray | None]:
     """`draw` of each, in order, with a bar of that label."""
-    with ProcessPoolExecutor() as pool:
+    pool = ProcessPoolExecutor()
+    # A Ctrl-C reaches every process of the terminal. This one ends the others, which map starts, with the signal blocked:
+    # one that died with a task in hand would be waited for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
         drawn = pool.map(draw, drawings, chunksize=CHUNK)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield from tqdm(drawn, desc=label, total=len(drawings), unit="picture", disable=None)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -4,6 +4,9 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import asdict
@@ -277,3 +280,29 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(script, line, tmp_
     error = capsys.readouterr().err
     assert error.startswith(f"error: {line}") and error.count("\n") == 1
     assert not (tmp_path / "data").exists() and not list((tmp_path / "packages").iterdir())
+
+
+INTERRUPTED = """
+import sys, time
+from benchmarks.harness.command import exit_code_of
+from benchmarks.real_data import drawing
+
+def draw(number):
+    print("drawing", flush=True)
+    time.sleep(0.005)
+
+drawing.draw = draw
+sys.exit(exit_code_of(lambda: len(list(drawing.draw_all(range(100_000), "drawing")))))
+"""
+
+
+def test_an_interrupt_ends_all_processes_that_draw():
+    command = [sys.executable, "-c", INTERRUPTED]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "drawing\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, error = process.communicate(timeout=60)  # the pipes end with the last process
+    assert process.returncode == 130 and error.endswith("interrupted; what is finished is not run again\n")
+    assert "Traceback" not in error
