@@ -71,7 +71,7 @@ def test_published_numbers_stand_beside_their_rows():
     base, _, better = scaling.rows[-3:]
     assert published(scaling, base, "large") == {"imagenet_variants": "22.78"}
     assert published_gain(scaling, base, better, "large") == {
-        "imagenet_variants_gap": "2.16",
+        "imagenet_variants_gap": "+2.16",
         "fewer_samples_factor": "1.31",
     }
     temperature = tables.load("temperature")  # without nodes: those of the published setting
