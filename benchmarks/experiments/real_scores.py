@@ -17,8 +17,8 @@ RECALLS = tuple(f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for
 SPLITS = {"val": "val", "val_new": "val_new", "tuning": "tune"}  # a score: the folder of its pairs
 THEMED = ("val", "val_new")  # whose pictures with a theme are for zero-shot and probe
 PROBE_PAIRS = 5_000  # most training pictures of the linear probe
-# Features of unit length need a weak penalty. On the tuning pairs' themes accuracy was 30 and 32% (OpenCLIP, fastclip-v3)
-# at a C of 1, 37 and 42% at 100, 39 and 45% at its best between 300 and 3,000, then fell; v3 was ahead at every C tried.
+# Features of unit length need a weak penalty. On the tuning pairs' themes accuracy was 30 and 32% (OpenCLIP, v3) at a C
+# of 1, 37 and 42% at 100, 39 and 45% at its best between 300 and 3,000, then fell; v3 was ahead at every C tried.
 C = 100.0
 MAX_ITERATIONS = 2_000  # at this C it converges in about 300
 

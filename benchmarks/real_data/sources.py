@@ -75,8 +75,8 @@ def icons(folder: Path, collections: tuple[str, ...], emoji: Emoji) -> Iterator[
 def _about(collection: str, name: str, terms: dict[str, Known], emoji: Emoji) -> Known | None:
     """What an icon is called; None for one that is left out."""
     if collection in FLAG_SETS:
-        # The drawings in 4 by 3, by their region's two letters; the square ones show the same.
-        return None if name.endswith("-1x1") else emoji.by_region.get(name.removesuffix("-4x3"))
+        # By their region's two letters, alone or as ad-4x3; the square ad-1x1 shows the same and is not found.
+        return emoji.by_region.get(name.removesuffix("-4x3"))
     if collection == "fluent-color":  # every drawing at several sizes: cube-16, cube-20, ...
         return Known(re.sub(r"-\d+$", "", name), [])
     if collection == "healthicons" and ("24px" in name or "negative" in name):

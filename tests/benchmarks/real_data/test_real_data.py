@@ -141,6 +141,21 @@ def test_no_held_out_picture_has_a_near_duplicate_elsewhere():
     assert not of["val_new"] & (of["train"] | of["val"] | of["tune"])
 
 
+def test_of_the_same_picture_with_the_same_caption_one_is_kept():
+    first, other = random_pictures(2)
+    parts = [
+        dataset.Pairs(["a", "b"], ["cat", "dog"], ["animal", None], np.stack([first, first])),
+        dataset.Pairs(["c", "d"], ["cat", "cat"], [None, None], np.stack([first, other])),
+    ]
+    kept = dataset._without_copies(parts)
+    assert (kept.collections, kept.captions, kept.themes) == (
+        ["a", "b", "d"],
+        ["cat", "dog", "cat"],
+        ["animal", None, None],
+    )
+    assert np.array_equal(kept.pictures, np.stack([first, first, other]))
+
+
 def read_pairs(folder):
     """[(pixels, caption)] of a folder's shards."""
     pairs = []
