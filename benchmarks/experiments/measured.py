@@ -18,7 +18,7 @@ from .table import LOCAL, Comparison, Row, Table
 
 PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
-DATA_NAMES = {"medium": "CC3M", "large": "CC12M", "xlarge": "LAION400M"}
+DATA_NAMES = {"tiny": "glyphs", "real": "real pairs", "medium": "CC3M", "large": "CC12M", "xlarge": "LAION400M"}
 IMAGENET = "imagenet-zeroshot-val-top1"  # as OpenCLIP names it, evaluated during the training
 
 

@@ -162,8 +162,8 @@ def step_time_table(table: Table, measured: list[Measured], scale: str) -> str:
 
 
 def heading(table: Table, scale: str) -> str:
-    """The heading of a table's section."""
-    return table.title if scale in LOCAL else f"{table.title}, {DATA_NAMES[scale]}"
+    """The heading of a table's section: its title, but at the first of its scales with the data's name."""
+    return table.title if scale == table.scales[0] else f"{table.title}, {DATA_NAMES[scale]}"
 
 
 def command(name: str, scale: str) -> str:
@@ -191,7 +191,7 @@ def section(name: str, table: Table, scale: str, measured: list[Measured], used:
         rows, them = ("row", "it") if missing == 1 else ("rows", "them")
         parts.append(f"{missing} {rows} not run yet: {command(name, scale)} makes {them}.")
     if run:
-        parts += [plots.draw(name, table, shown, scale, folder), table.notes if scale in LOCAL else None]
+        parts += [plots.draw(name, table, shown, scale, folder), table.notes if scale == table.scales[0] else None]
     return "\n\n".join(filter(None, parts))
 
 

@@ -56,6 +56,7 @@ def test_the_contents_lead_to_every_heading(tiny_runs):
     links = re.findall(r"\[(.+?)\]\(#(.+?)\)", head)
     headings = re.findall(r"^##+ (.+)", (tiny_runs / "REPORT.md").read_text(), re.MULTILINE)
     assert [title for title, _ in links] == [title for title in headings if title != "Contents"]
+    assert len({anchor for _, anchor in links}) == len(links)  # a table of two scales has two headings
     assert ("Real pairs on a GPU", "real-pairs-on-a-gpu") in links
     assert ("Part 3: ready for a cluster", "part-3-ready-for-a-cluster") in links
 
