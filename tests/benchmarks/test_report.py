@@ -91,6 +91,7 @@ def test_rows_that_were_not_run_are_counted_and_those_that_failed_are_shown(row_
         "| fastclip-v3",
     ]
     assert "0, 1 failed: out of memory" in table
+    assert "gain (standard error)" not in section_of(glyphs, "LAION400M")  # of OpenCLIP and the row that failed
     assert "\n4 rows not run yet: `python -m benchmarks.run temperature --scale tiny` makes them.\n" in table
     question = tables.load("real_epochs").question
     nothing_run = (
