@@ -32,8 +32,7 @@ date and outcome of every run.
 
 How to read a cell: 21.0 (1.4) is the mean over the seeds and the standard deviation of one seed, a figure alone is of
 one seed. A gain is the mean over the seeds that both rows have, with its standard error. Scores are in percent; seeds
-counts the finished runs, and a failed one is shown with its last line. Published numbers are from
-[benchmarks/published](../published), with their sources.
+counts the finished runs. Published numbers are from [benchmarks/published](../published), with their sources.
 """
 TINY = """The quickstart's model on glyph data (scale tiny), {epochs} epochs of {train_pairs:,} training pairs, 30% of
 them with a wrong caption unless a row says otherwise. Recall is over 2,000 held-out pairs; zero-shot is the share of
@@ -114,10 +113,10 @@ def render(folder: Path, quick: bool = False) -> str:
 
 
 def _tables_at(scales):
-    """Name, table and scale of each; those of tuning come last."""
-    named = {name: tables.load(name) for name in tables.NAMES}
-    ordered = sorted(named.items(), key=lambda item: item[1].kind == "tuning")
-    return [(name, table, scale) for name, table in ordered for scale in scales if scale in table.scales]
+    """Name, table and scale of each; those that are of other data first come later, and those of tuning last."""
+    named = [(name, tables.load(name)) for name in tables.NAMES]
+    named.sort(key=lambda item: (item[1].kind == "tuning", item[1].scales[0] not in scales))
+    return [(name, table, scale) for name, table in named for scale in scales if scale in table.scales]
 
 
 def _used(quick):

@@ -57,6 +57,7 @@ def test_the_contents_lead_to_every_heading(tiny_runs):
     headings = re.findall(r"^##+ (.+)", (tiny_runs / "REPORT.md").read_text(), re.MULTILINE)
     assert [title for title, _ in links] == [title for title in headings if title != "Contents"]
     assert len({anchor for _, anchor in links}) == len(links)  # a table of two scales has two headings
+    assert links[1] == ("Real pairs", "real-pairs") and links[-2][0] == "Tuning of the optimizers"
     assert ("Real pairs on a GPU", "real-pairs-on-a-gpu") in links
     assert ("Part 3: ready for a cluster", "part-3-ready-for-a-cluster") in links
 
