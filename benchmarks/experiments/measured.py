@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from .table import LOCAL, Comparison, Row, Table
 
 PUBLISHED = Path(__file__).parents[1] / "published"
 PUBLISHED_LOSSES = {"clip": "openclip"}  # others have our names
+DATA_NAMES = {"tiny": "glyphs", "real": "real pairs", "medium": "CC3M", "large": "CC12M", "xlarge": "LAION400M"}
 IMAGENET = "imagenet-zeroshot-val-top1"  # as OpenCLIP names it, evaluated during the training
 
 
@@ -103,6 +105,15 @@ def gain(better: Measured, base: Measured, name: str) -> Figure | None:
     return found and found._replace(std=found.std / math.sqrt(found.count))
 
 
+def gains_over_openclip(rows: list[Measured], name: str = "R@1") -> list[tuple[Measured, Figure]]:
+    """The other losses among rows of one data set and batch, with their gain over the best OpenCLIP row of them."""
+    rivals = [m for m in rows if m.row.loss == "clip" and m.metric(name)]
+    if not rivals:
+        return []
+    best = max(rivals, key=lambda m: m.metric(name).mean)
+    return [(m, found) for m in rows if m.row.loss != "clip" and (found := gain(m, best, name))]
+
+
 def fewer_samples(base: dict[int, Figure], better: dict[int, Figure]) -> float | None:
     """base's samples at its end over those at which better's curve first reaches base's final score.
 
@@ -161,10 +172,20 @@ def published(table: Table, row: Row, scale: str, files: tuple[str, ...] = ()) -
 def published_gain(table: Table, base: Row, better: Row, scale: str) -> dict[str, str]:
     """Column -> published gain of `better` over `base`: as printed where it is, else from the published scores."""
     if table.published_gaps:
-        return published(table, better, scale, (table.published_gaps,))
-    scores = [published(table, row, scale) for row in (base, better)]
-    values = [{column: float(cell.split()[0]) for column, cell in cells.items()} for cells in scores if cells]
-    return {c: f"{values[1][c] - values[0][c]:+.2f}" for c in values[0]} if len(values) == 2 else {}
+        gaps = published(table, better, scale, (table.published_gaps,))
+        return {column: f"+{text}" if column.endswith("_gap") else text for column, text in gaps.items()}
+    cells, base_cells = (published(table, row, scale) for row in (better, base))
+    return {column: _difference(cell, base_cells[column]) for column, cell in cells.items() if column in base_cells}
+
+
+def _difference(cell, base_cell):
+    """Of two cells of `published`, each with one score or with several at so many epochs."""
+    texts = []
+    for score, base_score in zip(cell.split("; "), base_cell.split("; "), strict=True):
+        value, _, when = score.partition(" at ")
+        difference = float(value.split()[0]) - float(base_score.split()[0])
+        texts.append(f"{difference:+.2f}" + (f" at {when}" if when else ""))
+    return "; ".join(texts)
 
 
 def _is_of(line, row, scale):
@@ -176,6 +197,12 @@ def _is_of(line, row, scale):
 
 
 def pairs(table: Table, rows: list[Measured]) -> list[tuple[Comparison, Measured, Measured]]:
-    """Each comparison of a table with the measured rows it names."""
+    """Each comparison of a table both of whose rows are among `rows`, with these."""
     by_name = {measured.row.name: measured for measured in rows}
-    return [(comparison, by_name[comparison.base], by_name[comparison.better]) for comparison in table.comparisons]
+    compared = [c for c in table.comparisons if {c.base, c.better} <= by_name.keys()]
+    return [(comparison, by_name[comparison.base], by_name[comparison.better]) for comparison in compared]
+
+
+def series(row: Row) -> str:
+    """The row's label without what is said of its data, batch and number of nodes: the name of a line of a plot."""
+    return re.sub(r"^.*: |, (batch )?x?\d+$", "", row.label)

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from . import local, plots
-from .cluster import RECIPES
-from .measured import IMAGENET, Measured, fewer_samples, gain, pairs, published, published_gain
-from .store import Store, key_of
+from .measured import DATA_NAMES, IMAGENET, Measured, fewer_samples, gain, pairs, published, published_gain, series
+from .store import key_of
 from .table import LOCAL, Table, of_scale
 
 RECALL_COLUMNS = {
@@ -43,6 +43,12 @@ GAINS = {  # the columns whose gains are shown
     "tiny": ("R@1", "top1", "top5"),
     "real": ("R@1", "R@1 new", "top1", "probe"),
     "larger": ("imagenet-variants", "retrieval", "datacomp"),
+}
+HEADLINES = {  # the published column that stands for a table where nothing was run, the first of these that it has
+    "imagenet_variants_gap": "ImageNet & variants",
+    "imagenet_variants": "ImageNet & variants",
+    "imagenet_top1": "ImageNet top 1",
+    "total": "ms a step",
 }
 DIGITS = {"tau": 3, "samples_per_second": 0}  # after the point; of the others one
 
@@ -98,8 +104,8 @@ def results_table(table: Table, measured: list[Measured], scale: str) -> str:
     return markdown(["", *columns.values(), "seeds", *_published_header(extra)], rows)
 
 
-def comparison_table(table: Table, measured: list[Measured], scale: str) -> str:
-    """The gains that a table is about, with their standard errors, beside the published ones."""
+def comparison_table(table: Table, measured: list[Measured], scale: str) -> str | None:
+    """The gains that a table is about, with their standard errors, beside the published ones; None without any."""
     names, columns = of_scale(GAINS, scale), of_scale(COLUMNS, scale)
     compared = pairs(table, measured)
     beside = [published_gain(table, base.row, better.row, _setting(scale)) for _, base, better in compared]
@@ -108,10 +114,11 @@ def comparison_table(table: Table, measured: list[Measured], scale: str) -> str:
     for (_, base, better), cells in zip(compared, beside, strict=True):
         gaps = [cell(gain(better, base, name), sign=True) for name in names]
         factor = fewer_samples(base.curve(), better.curve())
-        rows.append([f"{better.row.label} over {base.row.label}", *gaps, f"{factor:.2f}" if factor else ""])
-        rows[-1] += [cells.get(column, "") for column in extra]
+        if any(gaps) or cells:
+            rows.append([f"{better.row.label} over {base.row.label}", *gaps, f"{factor:.2f}" if factor else ""])
+            rows[-1] += [cells.get(column, "") for column in extra]
     header = ["gain (standard error)", *(columns[name] for name in names), "fewer samples, times"]
-    return markdown([*header, *_published_header(extra)], rows)
+    return markdown([*header, *_published_header(extra)], rows) if rows else None
 
 
 def _setting(scale):
@@ -154,23 +161,71 @@ def step_time_table(table: Table, measured: list[Measured], scale: str) -> str:
     return markdown(["ms a step", *(_words(part) for part in parts), "runs", *_published_header(extra)], rows)
 
 
-def section(name: str, table: Table, store: Store, evaluations: dict, used: set[str], quick: bool) -> str:
-    """All that is known of the table of that name; `used`: keys of the settings that other tables have."""
-    parts = [f"## {table.title}", table.question]
-    for scale in table.scales:
-        measured = [Measured(row, scale, store, evaluations) for row in table.rows_at(scale, quick)]
-        is_run = any(m.done or m.failed for m in measured)
-        if scale not in LOCAL and not is_run and not any(published(table, m.row, scale) for m in measured):
-            continue
-        place = scale if scale in LOCAL else f"{scale} ({RECIPES[scale]})"
-        parts.append(f"### Scale {place}: `python -m benchmarks.run {name} --scale {scale}`")
-        if table.kind == "tuning":
-            parts.append(tuning_table(measured, used))
-        elif table.kind == "step_time":
-            parts.append(step_time_table(table, measured, scale))
-        else:
-            parts.append(results_table(table, measured, scale))
-            if table.comparisons and is_run:
-                parts.append(comparison_table(table, measured, scale))
-        parts.append(plots.draw(name, table, measured, scale, store.path.parent))
-    return "\n\n".join(filter(None, [*parts, table.notes]))
+def heading(table: Table, scale: str) -> str:
+    """The heading of a table's section: its title, but at the first of its scales with the data's name."""
+    return table.title if scale == table.scales[0] else f"{table.title}, {DATA_NAMES[scale]}"
+
+
+def command(name: str, scale: str) -> str:
+    """What runs what is missing of a table at a scale."""
+    return f"`python -m benchmarks.run {name} --scale {scale}`"
+
+
+def section(name: str, table: Table, scale: str, measured: list[Measured], used: set[str], folder: Path) -> str:
+    """All that is known of the table of that name at a scale, its plot drawn in `folder`.
+
+    used: keys of the settings that other tables have. Rows that were not run are left out at the local scales; at the
+    larger ones they have published numbers beside them.
+    """
+    run = [m for m in measured if m.done or m.failed]
+    shown = run if scale in LOCAL else measured
+    parts = [f"### {heading(table, scale)}", table.question]
+    if run and table.kind == "tuning":
+        parts.append(tuning_table(shown, used))
+    elif run and table.kind == "step_time":
+        parts.append(step_time_table(table, shown, scale))
+    elif run:
+        parts += [results_table(table, shown, scale), comparison_table(table, shown, scale)]
+    missing = len(measured) - len(run)
+    if missing:
+        rows, them = ("row", "it") if missing == 1 else ("rows", "them")
+        parts.append(f"{missing} {rows} not run yet: {command(name, scale)} makes {them}.")
+    if run:
+        parts += [plots.draw(name, table, shown, scale, folder), table.notes if scale == table.scales[0] else None]
+    return "\n\n".join(filter(None, parts))
+
+
+def cluster_line(name: str, table: Table, scale: str, measured: list[Measured]) -> list[str]:
+    """The cells of a table at a larger scale where nothing was run: what runs it, what its outcome is compared with."""
+    found = [
+        (
+            f"{_short(better.row)} over {_short(base.row)}",
+            better.row,
+            published_gain(table, base.row, better.row, scale),
+        )
+        for _, base, better in pairs(table, measured)
+    ]
+    if not any(cells for *_, cells in found):
+        found = [(_short(m.row), m.row, published(table, m.row, scale)) for m in measured]
+    if table.kind == "step_time":
+        found = [line for line in found if line[1].loss in ("clip", "fastclip-v3")]
+    column = next((column for column in HEADLINES if any(column in cells for *_, cells in found)), None)
+    values: dict[str, list[str]] = {}
+    nodes: list[int] = []
+    for label, row, cells in found:
+        if column in cells:
+            values.setdefault(label, []).append(cells[column].split(" (")[0])
+            nodes += [row.nodes] if row.nodes and row.nodes not in nodes else []
+    where = f" at {_slashes(nodes)} nodes" if nodes else ""
+    texts = ", ".join(f"{label} {_slashes(of)}" for label, of in values.items())
+    compared = f"{HEADLINES[column]}{where}: {texts}" if column else ""
+    return [table.title, f"{scale} ({DATA_NAMES[scale]})", command(name, scale), compared]
+
+
+def _short(row):
+    """Its algorithm, by which what is published of it is found."""
+    return series(row).split(" (")[0]
+
+
+def _slashes(values):
+    return " / ".join(map(str, values))

@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tables
-from benchmarks.experiments import sections
-from benchmarks.experiments.measured import Figure, Measured, fewer_samples, published, published_gain
+from benchmarks.experiments import plots, sections
+from benchmarks.experiments.measured import (
+    Figure,
+    Measured,
+    fewer_samples,
+    gains_over_openclip,
+    published,
+    published_gain,
+)
 from benchmarks.experiments.store import Store
 from benchmarks.experiments.table import Comparison, Table
-from benchmarks.tables.settings import CLIP, V3
+from benchmarks.tables.settings import CLIP, FROZEN, V1, V3
 
 
 def measured(row, rows, scale="tiny"):
@@ -71,7 +78,7 @@ def test_published_numbers_stand_beside_their_rows():
     base, _, better = scaling.rows[-3:]
     assert published(scaling, base, "large") == {"imagenet_variants": "22.78"}
     assert published_gain(scaling, base, better, "large") == {
-        "imagenet_variants_gap": "2.16",
+        "imagenet_variants_gap": "+2.16",
         "fewer_samples_factor": "1.31",
     }
     temperature = tables.load("temperature")  # without nodes: those of the published setting
@@ -88,3 +95,43 @@ def test_tuning_shows_the_best_of_each_loss_and_what_is_taken(row_of):
         "| OpenCLIP: lr 1 | 10.0 | 0.050 | 1 | yes |",
         "| OpenCLIP: lr 2 | **11.0** | 0.050 | 1 |  |",
     ]
+
+
+def test_gain_over_the_best_openclip_row_of_the_same_place(row_of):
+    losses = (CLIP, FROZEN, V1, V3)
+    rows = [row_of(row, 0, recall) for row, recall in zip(losses, (10.0, 12.0, 15.0, 11.0), strict=True)]
+    found = gains_over_openclip([measured(row, rows) for row in losses])
+    assert [(m.row.loss, figure.mean) for m, figure in found] == [("fastclip-v1", 3.0), ("fastclip-v3", -1.0)]
+    assert gains_over_openclip([measured(row, rows[1:]) for row in losses])[0][1].mean == 3.0  # OpenCLIP was not run
+    assert gains_over_openclip([measured(V3, rows)]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "lines"),
+    [
+        ("map", "tiny", {"fastclip-v1, gamma 1 (no memory)": "--", "fastclip-v1": "-", "fastclip-v3": "-"}),
+        ("real_batch", "real", {"fastclip-v1": "-", "fastclip-v3": "-", "fastclip-v1, gamma 1 (no memory)": "--"}),
+    ],
+)
+def test_gains_are_drawn_over_the_share_of_wrong_captions_and_over_the_batch(
+    name, scale, lines, row_of, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure) or True)
+    table = tables.load(name)
+    # places of the x axis: every loss gains 2 points at the first and one more at each that follows
+    wanted = {"map": [0.0, 15.0, 30.0, 50.0], "real_batch": [32, 128, 512]}[name]
+
+    def recall(row):
+        place = row.batch if name == "real_batch" else 100 * row.data.mismatched
+        return 10.0 + (row.loss != "clip") * (2 + wanted.index(place))
+
+    rows = [row_of(row, 0, recall(row)) for row in table.rows]
+    plots.draw(name, table, [measured(row, rows, scale) for row in table.rows], scale, tmp_path)
+    (axes,) = drawn[0].axes
+    assert axes.get_title().startswith("Gain in R@1 over the best OpenCLIP row: 4,500 ")
+    shown = {bars.get_label(): bars[0] for bars in axes.containers}
+    assert {label: line.get_linestyle() for label, line in shown.items()} == lines  # v3's other rho has one point
+    assert list(shown["fastclip-v3"].get_xdata()) == wanted
+    assert list(shown["fastclip-v3"].get_ydata()) == [2.0 + i for i in range(len(wanted))]
+    assert shown["fastclip-v3"].get_color() == plots.COLOURS["fastclip-v3"]
