@@ -68,8 +68,8 @@ def _rendered(drawing: Drawing) -> Image.Image:
 def draw_all(drawings: Sequence[Drawing], label: str) -> Iterator[np.ndarray | None]:
     """`draw` of each, in order, with a bar of that label."""
     pool = ProcessPoolExecutor()
-    # A Ctrl-C reaches every process of the terminal. This one ends the others, which map starts, with the signal blocked:
-    # one that died with a task in hand would be waited for.
+    # A Ctrl-C reaches every process of the terminal. This one ends the others, which map starts, with the signal
+    # blocked: one that died with a task in hand would be waited for.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         drawn = pool.map(draw, drawings, chunksize=CHUNK)
