@@ -28,8 +28,8 @@ BLOCKS = [
 def value_of(table_name, rows, metric):
     """The mean over the seeds, or that of a gain, of rows named as `better - base`; "fewer samples" is a factor."""
     table = tables.load(table_name)
-    scale = table.scales[0]
-    by_name = {row.name: Measured(row, scale, Store(), read_evaluations()) for row in table.rows_at(scale)}
+    places = [(row, scale) for scale in reversed(table.scales) for row in table.rows_at(scale)]  # the first one wins
+    by_name = {row.name: Measured(row, scale, Store(), read_evaluations()) for row, scale in places}
     found = [by_name[name] for name in rows.split(" - ")]
     if metric == "fewer samples":
         better, base = found
