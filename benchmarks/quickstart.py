@@ -17,8 +17,9 @@ from pathlib import Path
 from open_clip_train_fastclip.errors import UserError
 
 from .experiments import local, plots
+from .experiments.local_data import data_of
 from .experiments.measured import Measured
-from .experiments.real_pairs import TENTH, RealPairs
+from .experiments.real_pairs import TENTH
 from .experiments.sections import RECALL_COLUMNS, figures, markdown
 from .experiments.store import Store
 from .experiments.table import Row
@@ -45,17 +46,12 @@ def run(args) -> int:
 
 def compare(chosen: list[Row], jobs: int) -> int:
     """Makes the data, trains what is not trained yet and prints the table; 1 if a run failed."""
-    folders, data = chosen[0].kept, chosen[0].data
-    if isinstance(data, RealPairs):
-        from .real_data import dataset as real  # needs a library that draws, which nothing else does
-
-        info = real.make(folders.data, real.Settings(data.sets, data.size))
-    else:
-        info = glyphs.make(folders.data, data)
+    folders, data = chosen[0].kept, data_of(chosen[0])
+    info = data.make()
     print(f"data: {folders.data}, see {folders.data}/contact_sheet.png; runs: {folders.runs}", flush=True)
     store = Store(folders.runs)
     local.run_all(store.missing(local.by_key([(row, 0) for row in chosen])), store, jobs)
-    measured = [Measured(row, _scale(data), store, {}) for row in chosen]
+    measured = [Measured(row, data.scale, store, {}) for row in chosen]
     print("\n" + write_table(measured, info, folders.runs))
     return 1 if any(m.failed for m in measured) else 0
 
@@ -65,12 +61,9 @@ def write_table(measured: list[Measured], info: dict, folder: Path) -> str:
 
     `info` is the data's dataset.json. Recall is in percent; a failed run is named with its last line.
     """
-    data = measured[0].row.data
-    scale, (heading, note) = (
-        _scale(data),
-        (_said_of_real if isinstance(data, RealPairs) else _said_of_glyphs)(info, data),
-    )
-    columns = COLUMNS if scale == "tiny" else REAL_COLUMNS
+    scale = measured[0].scale
+    heading, note = _said_of_real(info) if scale == "real" else _said_of_glyphs(info)
+    columns = REAL_COLUMNS if scale == "real" else COLUMNS
     lines = [[m.row.label, "failed" if m.failed else str(m.row.batch), *figures(m, columns)] for m in measured]
     table = markdown(["loss", "batch", *columns.values()], lines, aligned=True)
     heading = f"**{heading}** ({measured[0].row.epochs} epochs, one seed, one CPU thread a run)"
@@ -83,10 +76,6 @@ def write_table(measured: list[Measured], info: dict, folder: Path) -> str:
     return text
 
 
-def _scale(data) -> str:
-    return "real" if isinstance(data, RealPairs) else "tiny"
-
-
 def _facts(m: Measured, columns: dict[str, str]) -> dict:
     (run,) = (*m.done, *m.failed)
     row = {"loss": m.row.label, "command": run["command"]}
@@ -95,7 +84,7 @@ def _facts(m: Measured, columns: dict[str, str]) -> dict:
     return row | {"batch": m.row.batch} | {name: round(m.metric(name).mean, 4) for name in columns}
 
 
-def _said_of_glyphs(info: dict, data: glyphs.Settings) -> tuple[str, str]:
+def _said_of_glyphs(info: dict) -> tuple[str, str]:
     """What stands above and below the table."""
     share = f"{100 * info['mismatched_pairs'] / info['train_pairs']:g}%"
     wrong = f"{share} of their captions are wrong" if info["mismatched_pairs"] else "all of their captions are right"
@@ -108,9 +97,9 @@ def _said_of_glyphs(info: dict, data: glyphs.Settings) -> tuple[str, str]:
     )
 
 
-def _said_of_real(info: dict, data: RealPairs) -> tuple[str, str]:
+def _said_of_real(info: dict) -> tuple[str, str]:
     return (
-        f"Real pairs: {data.pairs:,} training pairs of emoji, icons and clip art as people named them; "
+        f"Real pairs: {TENTH.pairs:,} training pairs of emoji, icons and clip art as people named them; "
         f"recall (%) on {info['val_pairs']:,} held-out pairs",
         f"New captions: {info['splits']['val_new']:,} more pairs, whose captions occur nowhere in the training data.",
     )

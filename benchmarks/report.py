@@ -121,7 +121,8 @@ def _tables_at(scales):
 
 def _used(quick):
     """Keys of the settings that the tables take from tuning."""
-    others = [tables.load(name) for name in tables.NAMES if name != "map"]  # which has other rates beside the chosen
+    # These two have other settings beside the chosen.
+    others = [tables.load(name) for name in tables.NAMES if name not in ("map", "eps")]
     chosen = [table for table in others if table.kind != "tuning"]
     rows = [row for table in chosen for scale in LOCAL for row in table.rows_at(scale, quick)]
     return {key_of(local.settings_of(row, 0)) for row in rows}

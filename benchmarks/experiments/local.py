@@ -84,9 +84,10 @@ def make_run(row: Row, seed: int, sha256: str) -> Run:
 def _make_data(row: Row, store: Store) -> str:
     """Makes a row's data, returns their hash. Raises UserError if stored runs had other data of the same settings."""
     data = data_of(row)
-    sha256 = data.make()
+    sha256 = data.make()["sha256"]
     for run in store.rows.values():
-        if run["settings"].get("data") == asdict(row.data) and run["data_sha256"] != sha256:
+        of_run = run["settings"].get("data", {})
+        if {name: of_run.get(name) for name in data.made_with} == data.made_with and run["data_sha256"] != sha256:
             raise UserError(
                 f"{data.folder} differs from the data of the runs in {store.path}, as with other versions of the "
                 "packages that draw them: install requirements.txt, or move that file away to run all anew"

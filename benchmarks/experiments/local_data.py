@@ -25,8 +25,10 @@ class LocalData(Protocol):
     val_pairs: int  # on which it evaluates, in the first val_shards shards of val/
     val_shards: int
 
-    def make(self) -> str:
-        """Makes the data or finds them; returns their hash. Raises UserError if the folder holds others."""
+    made_with: dict  # what the folder's content depends on, of the data's settings in a stored run
+
+    def make(self) -> dict:
+        """Makes the data or finds them; returns dataset.json. Raises UserError if the folder holds others."""
 
     def measure(self, checkpoint: Path, flags: dict) -> dict:
         """What a stored run has of these data: "scores" of the checkpoint of a run with these flags, in percent."""
@@ -57,8 +59,12 @@ class Glyphs:
 
     scale, val_shards = "tiny", glyph_scores.REPORTED_SHARDS
 
-    def make(self) -> str:
-        return glyphs.make(self.folder, self.settings)["sha256"]
+    @property
+    def made_with(self) -> dict:
+        return asdict(self.settings)
+
+    def make(self) -> dict:
+        return glyphs.make(self.folder, self.settings)
 
     def measure(self, checkpoint: Path, flags: dict) -> dict:
         return {"scores": glyph_scores.scores(checkpoint, self.folder), "floor": glyph_scores.floor(self.folder)}
@@ -87,8 +93,12 @@ class Real:
     def train_shards(self) -> int:
         return self.pairs.shards
 
-    def make(self) -> str:
-        from ..real_data import dataset  # and so resvg, which no other scale needs
+    @property
+    def made_with(self) -> dict:
+        return {"sets": self.pairs.sets, "size": self.pairs.size}
+
+    def make(self) -> dict:
+        from ..real_data import dataset  # needs a library that draws, which no other scale does
 
         found = dataset.make(self.folder, dataset.Settings(sets=self.pairs.sets, size=self.pairs.size))
         for split, pairs, shards in (
@@ -102,7 +112,7 @@ class Real:
                     f"{self.folder}/{split}: the first {shards} shards hold {held:,} pairs and not the {pairs:,} that "
                     "the tables expect: remove the folder to make it anew, or correct experiments/real_pairs.py"
                 )
-        return found["sha256"]
+        return found
 
     def measure(self, checkpoint: Path, flags: dict) -> dict:
         settings = (flags["--model"], flags.get("--force-image-size"), flags["--device"])

@@ -45,8 +45,11 @@ def _wrong(m: Measured) -> str:
     return f", {m.row.data.mismatched:.0%} wrong captions" if m.scale == "tiny" else ""
 
 
-def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
-    """Score over samples seen, a band of one deviation over the seeds. False, and no file, without curves."""
+def draw_curves(measured: list[Measured], scale: str, path: Path, floor: float | None = None) -> bool:
+    """Score over samples seen, a band of one deviation over the seeds. False, and no file, without curves.
+
+    floor: the R@1 of attribute_floor, drawn as a line.
+    """
     shown = [(m, m.curve()) for m in measured if m.curve()]
     if not shown:
         return False
@@ -61,6 +64,8 @@ def draw_curves(measured: list[Measured], scale: str, path: Path) -> bool:
         axes.plot(samples, [f.mean for f in curve.values()], color=colour(m.row), marker="o", label=series(m.row))
         low, high = ([f.mean + sign * f.std for f in curve.values()] for sign in (-1, 1))
         axes.fill_between(samples, low, high, color=colour(m.row), alpha=0.15, linewidth=0)
+    if floor is not None:
+        axes.axhline(floor, color="#999999", linestyle=":", label="attributes without the character")
     axes.set_xlim(left=0)
     axes.legend()
     return _save(figure, path)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..real_data import usual_folder
+
 
 @dataclass(frozen=True)
 class RealPairs:
@@ -16,8 +18,7 @@ class RealPairs:
     @property
     def folder(self) -> Path:
         """Where the data lie: the same for every number of pairs."""
-        parts = ["real", *(["all"] if self.sets == "all" else []), *(["64"] if self.size == 64 else [])]
-        return Path("data", "-".join(parts))
+        return usual_folder(self.sets, self.size)
 
 
 TENTH = RealPairs()

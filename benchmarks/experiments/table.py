@@ -43,7 +43,7 @@ class Row:
     ranks: int = 1  # local
     epochs: int = 12  # local
     curve: bool = False  # local: evaluate every second epoch too, or as --val-frequency of its flags says
-    kept: Kept | None = None  # tiny; None: data and runs lie under their keys, and a run goes when it is stored
+    kept: Kept | None = None  # local; None: data and runs lie under their keys, and a run goes when it is stored
     seeds: int = 3  # local: at most so many
     nodes: int | None = None  # larger scales; None: those that the recipe was published on
     scales: tuple[str, ...] = GLYPHS_AND_LARGER

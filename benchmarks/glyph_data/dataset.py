@@ -122,7 +122,7 @@ def make(out: Path, settings: Settings) -> dict:
         if Settings(**info["settings"]) == settings:
             return info
     if out.exists():
-        raise UserError(f"{out} exists and is not the data asked for: remove it or choose another --out")
+        raise UserError(f"{out} exists and is not the data asked for: remove it")
     train, val = choose_pairs(settings)
     right = shorten(train, settings.partial, settings.seed)
     captions = exchange(right, settings.mismatched, settings.seed)

@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 
 from ..harness.command import exit_code_of
+from . import usual_folder
 from .dataset import PACKAGES, SETS, SIDES, Settings, make
 
 
 def run(args) -> int:
     """Makes the data and says what they are. Raises UserError."""
-    info = make(args.out, Settings(args.sets, args.size, args.seed), args.packages)
-    counts = ", ".join(f"{count:,} {name}" for name, count in info["splits"].items())
-    print(f"{args.out}: {info['pairs']:,} pairs; {counts}; see {args.out}/contact_sheet.png and licences.md")
+    settings = Settings(args.sets, args.size, args.seed)
+    out = args.out or usual_folder(settings.sets, settings.size)
+    counts = ", ".join(f"{count:,} {name}" for name, count in make(out, settings, args.packages)["splits"].items())
+    print(f"{out}: {counts}; see {out}/contact_sheet.png and licences.md")
     return 0
 
 
@@ -29,10 +31,12 @@ def main(argv: list[str] | None = None) -> int:
         description="Emoji, icons, clip art and stamps with the words that people gave them, as webdataset.",
     )
     defaults = Settings()
-    parser.add_argument("--out", type=Path, default=Path("data/real"), help="folder to make (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help="folder to make (default: data/real; -all and -64 are added to that for these)"
+    )
     parser.add_argument(
         "--sets", choices=tuple(SETS), default=defaults.sets,
-        help="colour: 46,592 pairs; all: with icons of one colour, 90,717 (default: %(default)s)",
+        help="colour: 42,330 pairs; all: with icons of one colour, 87,501 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--size", type=int, choices=SIDES, default=defaults.size, help="px (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the splits (default: %(default)s)")

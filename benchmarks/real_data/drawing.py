@@ -51,7 +51,6 @@ def _is_icon(drawing: Drawing) -> bool:
 def _rendered(drawing: Drawing) -> Image.Image:
     if drawing.suffix == ".png":
         image = Image.open(io.BytesIO(drawing.content))
-        image.draft("RGB", (DETAIL * SIDE, DETAIL * SIDE))
     else:
         svg, side = drawing.content.decode(errors="replace"), {"width": DETAIL * SIDE}
         if _is_icon(drawing):
@@ -72,8 +71,10 @@ def draw_all(drawings: Sequence[Drawing], label: str) -> Iterator[np.ndarray | N
     # blocked: one that died with a task in hand would be waited for.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        drawn = pool.map(draw, drawings, chunksize=CHUNK)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            drawn = pool.map(draw, drawings, chunksize=CHUNK)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield from tqdm(drawn, desc=label, total=len(drawings), unit="picture", disable=None)
     finally:
         pool.shutdown(cancel_futures=True)

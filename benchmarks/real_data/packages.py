@@ -50,6 +50,9 @@ def fetch(folder: Path) -> None:
     Raises UserError where npm or apt-get is missing, fails or brings something else, and for a file in `folder` that
     is not the package it is named after.
     """
+    folder = folder.resolve()  # apt-get takes a relative folder for one of the system's
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder for the packages")
     folder.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
         path = folder / package.file_name

@@ -1,4 +1,4 @@
-"""Held-out pairs that no training picture gives away."""
+"""Held-out pairs: no training picture is nearly the same, and no caption of val_new is a training caption."""
 
 import random
 from collections import defaultdict

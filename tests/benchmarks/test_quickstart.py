@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks import quickstart, run
-from benchmarks.experiments import glyph_scores, local, run_log
+from benchmarks.experiments import glyph_scores, local, real_scores, run_log
 from benchmarks.experiments.glyph_scores import RECALLS
 from benchmarks.experiments.table import Kept, arguments_of
 from benchmarks.experiments.training_runs import Run, train_all
 from benchmarks.glyph_data import dataset
+from benchmarks.real_data import dataset as real
 from benchmarks.tables.quickstart import TABLE
 from open_clip_train_fastclip.loss.config import LOSSES
 from open_clip_train_fastclip.openclip.flags import FLAGS
@@ -153,6 +155,29 @@ def test_the_runner_of_the_tables_runs_the_same_and_a_quick_try_leaves_its_folde
     assert len(started(tmp_path)) == len(TABLE.rows)
     assert run.main(["quickstart", "--scale", "tiny", "--quick"]) == 0
     assert len(started(tmp_path)) == len(TABLE.rows)
+
+
+def test_real_pairs_have_columns_and_folders_of_their_own(stand_in, tmp_path, monkeypatch, capsys):
+    facts = {"settings": {}, "train_pairs": 38_330, "val_pairs": 2_000, "splits": {"val_new": 1_000}, "sha256": "abc"}
+    asked = []
+    monkeypatch.setattr(real, "make", lambda *words: asked.append(words) or facts)
+    for split, sizes in (("train", [2_017] * 4 + [2_018]), ("val", [500] * 4)):
+        (tmp_path / "data" / "real" / split).mkdir(parents=True)
+        shards = {f"{number:05d}.tar": size for number, size in enumerate(sizes)}
+        (tmp_path / "data" / "real" / split / "sizes.json").write_text(json.dumps(shards))
+    recalls = dict.fromkeys(real_scores.RECALLS, 9.0)
+    scores = {"val": recalls, "tuning": recalls, "val_new": dict.fromkeys(real_scores.RECALLS, 7.0)}
+    scores |= {"zero_shot": {"top1": 1.0, "top5": 5.0}, "linear_probe": {"theme": 40.0}}
+    monkeypatch.setattr(real_scores, "scores", lambda *words: scores)
+    assert quickstart.main(["--data", "real", "--losses", "clip", "fastclip-v3"]) == 0
+    assert set(asked) == {(Path("data/real"), real.Settings("colour", 32))} and not stand_in
+    text = (tmp_path / "runs" / "quickstart-real" / "table.md").read_text()
+    assert text in capsys.readouterr().out and text.startswith("**Real pairs: 10,086 training pairs")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0][6:8] == ["R@1, new captions", "final tau"] and lines[2][2:8] == ["9.0"] * 4 + ["7.0", "0.050"]
+    assert "1,000 more pairs" in text.splitlines()[-1]
+    assert quickstart.main(["--data", "real", "--mismatched", "0.3"]) == 2
+    assert "--mismatched is of --data glyphs: leave it out" in capsys.readouterr().err
 
 
 def test_misspelt_loss_is_refused(capsys):

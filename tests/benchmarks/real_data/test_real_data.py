@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import fake_packages
@@ -201,29 +200,35 @@ def test_the_folder_has_what_it_says_and_is_the_same_every_time(fakes, tmp_path,
 
 
 @needs_dpkg
-def test_the_same_settings_are_kept_and_anything_else_is_refused(fakes, tmp_path, capsys):
-    arguments = ["--out", str(tmp_path / "data"), "--packages", str(fakes)]
-    assert main(arguments) == 0 and "pairs; " in capsys.readouterr().out
-    (tmp_path / "data" / "train" / "00000.tar").unlink()
+def test_the_same_settings_are_kept_and_anything_else_is_refused(fakes, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "data"
+    arguments = ["--out", str(out), "--packages", str(fakes)]
+    assert main(arguments) == 0 and f"{out}: 3 val_new, 4 val, 2 tune, 29 train; see" in capsys.readouterr().out
+    (out / "train" / "00000.tar").unlink()
     assert main(arguments) == 0  # left as they are
-    assert main([*arguments, "--size", "64"]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path}/data exists and is not the data asked for: remove it or choose another --out\n"
-    )
+    refused = f"error: {out} exists and is not the data asked for: remove it\n"
+    assert main([*arguments, "--size", "64"]) == 2 and capsys.readouterr().err == refused
+    monkeypatch.setattr(packages, "PACKAGES", packages.PACKAGES[1:])  # as of another version
+    assert main(arguments) == 2 and capsys.readouterr().err == refused
 
 
-def test_settings_are_all_on_the_command_line(monkeypatch, tmp_path):
+def test_settings_are_all_on_the_command_line_and_choose_the_folder(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "benchmarks.real_data.__main__.make", lambda *words: asked.append(words) or {"pairs": 1, "splits": {}}
-    )
+    monkeypatch.setattr("benchmarks.real_data.__main__.make", lambda *words: asked.append(words) or {"splits": {}})
     main(["--out", "a", "--sets", "all", "--size", "64", "--seed", "3", "--packages", "b"])
-    assert asked == [(Path("a"), Settings("all", 64, 3), Path("b"))] and asdict(Settings()) == {
-        "sets": "colour",
-        "size": 32,
-        "seed": 0,
-    }
+    main([])
+    main(["--sets", "all", "--size", "64"])
+    assert asked == [
+        (Path("a"), Settings("all", 64, 3), Path("b")),
+        (Path("data/real"), Settings("colour", 32, 0), Path("data/packages")),
+        (Path("data/real-all-64"), Settings("all", 64, 0), Path("data/packages")),
+    ]
+
+
+def test_packages_must_lie_in_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["--out", str(tmp_path / "data"), "--packages", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file is a file: give a folder for the packages\n"
 
 
 def program(folder, name, script):
@@ -243,8 +248,10 @@ def test_packages_are_downloaded_once_and_checked(real, fakes, tmp_path, monkeyp
         f'cp "{fakes}/$(echo "$last" | sed "s/=/_/; s/:/%3a/")_all.deb" .',
     )  # fmt: skip
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    packages.fetch(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    packages.fetch(Path("new"))  # relative, as the default
     lines = asked.read_text().splitlines()
+    assert f"-o Dir::State::Lists={tmp_path}/new/" in asked.read_text()  # never in the system's
     assert len(lines) == 8 + 2 * 2 and "pack @iconify/json@2.2.535" in lines
     assert sum(line.endswith("download openclipart-svg=1:0.18+dfsg-19") for line in lines) == 1
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(p.file_name for p in packages.PACKAGES)
