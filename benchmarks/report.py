@@ -96,7 +96,7 @@ def render(folder: Path, quick: bool = False) -> str:
             measured = [Measured(row, scale, store, evaluations) for row in table.rows_at(scale, quick)]
             if scale in LOCAL or any(m.done or m.failed for m in measured):
                 links.append(f"{_link(sections.heading(table, scale))} (`{name}`)")
-                shown.append(sections.section(name, table, scale, measured, used, folder))
+                shown.append(sections.section(name, table, scale, measured, used, folder, quick))
             else:
                 lines.append(sections.cluster_line(name, table, scale, measured))
         contents.append(f"- {_link(title)}" + (f": {', '.join(links)}" if links else ""))

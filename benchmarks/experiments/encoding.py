@@ -2,7 +2,6 @@
 
 import io
 import logging
-import tarfile
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -38,20 +37,6 @@ def load_weights(model, checkpoint: Path) -> None:
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     weights.pop("logit_bias", None)
     model.load_state_dict(weights)
-
-
-def read_pairs(shards: Iterable[Path]) -> tuple[list[bytes], list[str]]:
-    """The files of the pictures and the captions of these shards, in their order."""
-    pictures, captions = [], []
-    for path in shards:
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                content = tar.extractfile(entry).read()
-                if entry.name.endswith(".png"):
-                    pictures.append(content)
-                else:
-                    captions.append(content.decode())
-    return pictures, captions
 
 
 def as_images(pictures: Iterable[bytes], transform) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..glyph_data.dataset import BACKGROUNDS, COLOURS, attribute_floor
+from ..harness.shards import read_pairs
 from . import encoding
 
 REPORTED_SHARDS = 4  # the rest are for tuning
@@ -18,8 +19,8 @@ RECALLS = ("image_to_text_R@1", "image_to_text_R@5", "text_to_image_R@1", "text_
 def held_out(data: Path) -> tuple[torch.Tensor, list[str], int]:
     """Images, captions and the number of those that are reported, of val/ in a folder of glyph data."""
     shards = sorted((data / "val").glob("*.tar"))
-    pictures, captions = encoding.read_pairs(shards[:REPORTED_SHARDS])
-    more_pictures, more_captions = encoding.read_pairs(shards[REPORTED_SHARDS:])
+    pictures, captions = read_pairs(shards[:REPORTED_SHARDS])
+    more_pictures, more_captions = read_pairs(shards[REPORTED_SHARDS:])
     images = encoding.as_images(pictures + more_pictures, encoding.tools()[1])
     return images, captions + more_captions, len(captions)
 

@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from ..harness.shards import read_pairs
 from . import encoding
 
 RECALLS = tuple(f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
@@ -32,14 +33,14 @@ def _labels(data: Path) -> dict:
 def _held_out(data: Path, split: str, model_name: str, image_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and tokens of a split."""
     _, transform, tokenizer = encoding.tools(model_name, image_size)
-    pictures, captions = encoding.read_pairs(sorted((data / split).glob("*.tar")))
+    pictures, captions = read_pairs(sorted((data / split).glob("*.tar")))
     return encoding.as_images(pictures, transform), tokenizer(captions)
 
 
 @cache
 def _probe_pictures(data: Path, shards: int, model_name: str, image_size: int | None) -> tuple[torch.Tensor, list[int]]:
     """Images of the first training pairs that have a theme, and their themes."""
-    pictures, _ = encoding.read_pairs(sorted((data / "train").glob("*.tar"))[:shards])
+    pictures, _ = read_pairs(sorted((data / "train").glob("*.tar"))[:shards])
     themes = _labels(data)["splits"]["train"]["theme"][: len(pictures)]
     chosen = [index for index, theme in enumerate(themes) if theme is not None][:PROBE_PAIRS]
     images = encoding.as_images((pictures[index] for index in chosen), encoding.tools(model_name, image_size)[1])

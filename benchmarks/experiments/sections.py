@@ -166,12 +166,14 @@ def heading(table: Table, scale: str) -> str:
     return table.title if scale == table.scales[0] else f"{table.title}, {DATA_NAMES[scale]}"
 
 
-def command(name: str, scale: str) -> str:
+def command(name: str, scale: str, quick: bool = False) -> str:
     """What runs what is missing of a table at a scale."""
-    return f"`python -m benchmarks.run {name} --scale {scale}`"
+    return f"`python -m benchmarks.run {name} --scale {scale}{' --quick' if quick else ''}`"
 
 
-def section(name: str, table: Table, scale: str, measured: list[Measured], used: set[str], folder: Path) -> str:
+def section(
+    name: str, table: Table, scale: str, measured: list[Measured], used: set[str], folder: Path, quick: bool
+) -> str:
     """All that is known of the table of that name at a scale, its plot drawn in `folder`.
 
     used: keys of the settings that other tables have. Rows that were not run are left out at the local scales; at the
@@ -189,7 +191,7 @@ def section(name: str, table: Table, scale: str, measured: list[Measured], used:
     missing = len(measured) - len(run)
     if missing:
         rows, them = ("row", "it") if missing == 1 else ("rows", "them")
-        parts.append(f"{missing} {rows} not run yet: {command(name, scale)} makes {them}.")
+        parts.append(f"{missing} {rows} not run yet: {command(name, scale, quick)} makes {them}.")
     if run:
         parts += [plots.draw(name, table, shown, scale, folder), table.notes if scale == table.scales[0] else None]
     return "\n\n".join(filter(None, parts))

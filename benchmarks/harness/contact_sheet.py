@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import tarfile
 import textwrap
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import NamedTuple
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
+
+from .shards import read_pairs
 
 COLUMNS, ROWS = 10, 4  # of a section
 TILE, PICTURE, MARGIN = 132, 96, 18  # px; at most of a picture's side, which is enlarged by a whole factor; px
@@ -50,8 +51,5 @@ def contact_sheet(sections: list[Section]) -> Image.Image:
 def pairs(folder: Path) -> Iterator[tuple[Image.Image, str]]:
     """RGB pictures and captions of a folder's shards, in their order."""
     for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            members = iter(tar)
-            for picture, caption in zip(members, members, strict=True):  # a picture, its caption, the next picture
-                image = Image.open(io.BytesIO(tar.extractfile(picture).read()))
-                yield image.convert("RGB"), tar.extractfile(caption).read().decode()
+        for picture, caption in zip(*read_pairs([path]), strict=True):
+            yield Image.open(io.BytesIO(picture)).convert("RGB"), caption

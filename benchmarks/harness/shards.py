@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -36,3 +36,17 @@ def _add(tar, name, data):
     entry = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))
+
+
+def read_pairs(shards: Iterable[Path]) -> tuple[list[bytes], list[str]]:
+    """The files of the pictures and the captions of these shards, in their order."""
+    pictures, captions = [], []
+    for path in shards:
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                content = tar.extractfile(entry).read()
+                if entry.name.endswith(".png"):
+                    pictures.append(content)
+                else:
+                    captions.append(content.decode())
+    return pictures, captions

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 
 from benchmarks.experiments import encoding, local_data, real_scores
 from benchmarks.experiments.real_pairs import RealPairs
+from benchmarks.harness.shards import read_pairs
 
 NAMES = {name: colour for of in THEMES.values() for name, colour in of.items()}
 SHARDS = 2  # of three
@@ -139,7 +140,7 @@ def test_a_run_is_scored_with_its_own_model_and_image_size(tmp_path, monkeypatch
     torch.save({"state_dict": model.state_dict()}, "1.pt")
     data = local_data.Real(RealPairs(size=64, pairs=76, shards=SHARDS))
     flags = {"--model": "ViT-Glyph-32", "--force-image-size": 64, "--device": "cpu"}
-    pictures, captions = encoding.read_pairs(sorted((data.folder / "val").glob("*.tar")))
+    pictures, captions = read_pairs(sorted((data.folder / "val").glob("*.tar")))
     features = encoding.features(model.encode_image, encoding.as_images(pictures, transform))
     texts = encoding.features(model.encode_text, tokenizer(captions))
     expected = encoding.recalls(features, texts, model, real_scores.RECALLS)
