@@ -15,7 +15,7 @@ from benchmarks.experiments.measured import Measured, fewer_samples, gain, read_
 from benchmarks.experiments.store import Store
 
 ROOT = Path(__file__).parents[2]
-QUOTED = re.compile(r"(?<![\w.,/])[+-]?\d+\.\d+(?![\w.])")
+QUOTED = re.compile(r"(?<![\w.,/])[+-]?\d+\.\d+(?!\w|\.\d)")
 FILES = ("README.md", "docs/results.md")
 BLOCKS = [
     (path, block)
