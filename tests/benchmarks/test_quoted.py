@@ -1,4 +1,4 @@
-"""The figures that README.md and docs/results.md quote are those of the stored runs.
+"""The figures that README.md, docs/results.md and docs/choosing.md quote are those of the stored runs.
 
 Below a paragraph or a list's item a comment names the source of every figure in it that has a decimal point, as
 `<!-- report: 21.0 temperature/v3/R@1; +7.8 gamma_schedule/v1 - sogclr/R@1 -->`: the figure as it is quoted, the table's
@@ -16,7 +16,7 @@ from benchmarks.experiments.store import Store
 
 ROOT = Path(__file__).parents[2]
 QUOTED = re.compile(r"(?<![\w.,/])[+-]?\d+\.\d+(?!\w|\.\d)")
-FILES = ("README.md", "docs/results.md")
+FILES = ("README.md", "docs/results.md", "docs/choosing.md")
 BLOCKS = [
     (path, block)
     for path in FILES
@@ -47,5 +47,5 @@ def test_quoted_figures_are_those_of_the_stored_runs(path, block):
         assert abs(value - float(quoted)) < half + 1e-6, f"{path} says {quoted}, the runs {value:.3f} ({source})"
 
 
-def test_both_files_quote_figures():
+def test_all_files_quote_figures():
     assert {path for path, _ in BLOCKS} == set(FILES)
