@@ -92,8 +92,10 @@ def _npm(package):
 
 def _apt(package, folder):
     # Lists of its own: those of the system may be missing, and only root can fetch them.
-    lists = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
-    return [["apt-get", *lists, "update"], ["apt-get", *lists, "download", package.label]]
+    for name in ("lists", "cache/archives"):
+        Path(folder, name, "partial").mkdir(parents=True)
+    own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+    return [["apt-get", *own, "update"], ["apt-get", *own, "download", package.label]]
 
 
 def _sha256(path: Path) -> str:
