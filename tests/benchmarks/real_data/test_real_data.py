@@ -244,7 +244,8 @@ def test_packages_are_downloaded_once_and_checked(real, fakes, tmp_path, monkeyp
     program(programs, "npm", f'echo "$@" >> {asked}; n=$(echo "$2" | sed "s/^@//; s/[/@]/-/g"); cp {fakes}/$n.tgz .')
     program(
         programs, "apt-get",
-        f'echo "$@" >> {asked}; test -d "${{2#*=}}/partial" || exit; for last; do :; done; case "$last" in update) exit;; esac; '
+        f'echo "$@" >> {asked}; test -d "${{2#*=}}/partial" || exit; '
+        'for last; do :; done; case "$last" in update) exit;; esac; '
         f'cp "{fakes}/$(echo "$last" | sed "s/=/_/; s/:/%3a/")_all.deb" .',
     )  # fmt: skip
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
