@@ -10,7 +10,6 @@ runs/quickstart-real) and not repeated; remove the folder to begin anew. The tab
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -70,7 +69,9 @@ def write_table(measured: list[Measured], info: dict, folder: Path) -> str:
     failures = "".join(f"{m.row.label} failed: {run['error']}\n" for m in measured for run in m.failed)
     text = f"{heading}\n\n{table}\n\n{failures}{note}\n"
     (folder / "table.md").write_text(text)
-    facts = {"data": {key: info[key] for key in FACTS if key in info}, "rows": [_facts(m, columns) for m in measured]}
+    data = {key: info[key] for key in FACTS if key in info}
+    data["train_pairs"] = data_of(measured[0].row).train_pairs  # of real pairs a part of those in the folder
+    facts = {"data": data, "rows": [_facts(m, columns) for m in measured]}
     (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n")
     plots.draw_curves(measured, scale, folder / "curves.png", info.get("floor", {}).get("R@1"))
     return text
@@ -131,7 +132,6 @@ def main(argv: list[str] | None = None) -> int:
         help="runs at a time, one thread each (default: one a core, here %(default)s)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     return exit_code_of(lambda: run(args))
 
 

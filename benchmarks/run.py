@@ -9,7 +9,6 @@ repeated; a failed one is tried again. `python -m benchmarks.report` shows the o
 import argparse
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -99,7 +98,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--results", type=Path, help=f"folder of runs.jsonl (default: {RESULTS}, --quick: {QUICK})")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     os.environ["OMP_NUM_THREADS"] = "1"
     return exit_code_of(lambda: run(args))
 

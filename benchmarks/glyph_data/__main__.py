@@ -9,8 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from open_clip_train_fastclip.errors import UserError
-
+from ..harness.command import exit_code_of
 from .dataset import Settings, make
 
 
@@ -44,11 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     args = vars(parser.parse_args(argv))
     out = args.pop("out")
-    try:
-        info = make(out, Settings(**args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: run(out, args))
+
+
+def run(out: Path, settings: dict) -> int:
+    """Makes the data and says what they are. Raises UserError."""
+    info = make(out, Settings(**settings))
     print(
         f"{out}: {info['train_pairs']} training pairs, {info['mismatched_pairs']} of them with a wrong caption, "
         f"{info['val_pairs']} validation pairs; see {out}/contact_sheet.png"

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from open_clip_train_fastclip.errors import UserError
 
 from ..harness.contact_sheet import Section, contact_sheet
-from ..harness.shards import write_shards
+from ..harness.shards import find_data, write_shards
 from .captions import Look, Pair, attribute_floor, exchange, shorten
 from .characters import choose_characters, draw_ink, load_fonts, scale_to
 
@@ -117,12 +117,8 @@ def make(out: Path, settings: Settings) -> dict:
 
     Raises UserError when `out` holds anything else, or a setting is out of range.
     """
-    if (out / "dataset.json").is_file():
-        info = json.loads((out / "dataset.json").read_text())
-        if Settings(**info["settings"]) == settings:
-            return info
-    if out.exists():
-        raise UserError(f"{out} exists and is not the data asked for: remove it")
+    if (info := find_data(out, lambda info: Settings(**info["settings"]) == settings)) is not None:
+        return info
     train, val = choose_pairs(settings)
     right = shorten(train, settings.partial, settings.seed)
     captions = exchange(right, settings.mismatched, settings.seed)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,7 +17,11 @@ def positive(text: str) -> int:
 
 
 def exit_code_of(work: Callable[[], int]) -> int:
-    """What work() returns; 2 and one line for a UserError, 130 for an interrupt, 141 if nobody reads the output."""
+    """What work() returns; 2 and one line for a UserError, 130 for an interrupt, 141 if nobody reads the output.
+
+    SIGTERM ends it with 143, as an exit and not at once, so that the processes it started are ended too.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return work()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Webdataset shards of pictures and captions, the same bytes for the same pairs."""
+"""Folders of webdataset shards of pictures and captions, the same bytes for the same pairs."""
 
 import io
 import json
@@ -8,6 +8,24 @@ from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
+
+from open_clip_train_fastclip.errors import UserError
+
+
+def find_data(out: Path, is_wanted: Callable[[dict], bool]) -> dict | None:
+    """dataset.json of the folder `out` if that is what is wanted, None if there is nothing.
+
+    Raises UserError where `out` holds anything else, which is never replaced.
+    """
+    try:
+        info = json.loads((out / "dataset.json").read_text())
+        if is_wanted(info):
+            return info
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no such file, or one that is not ours
+        pass
+    if out.exists():
+        raise UserError(f"{out} exists and is not the data asked for: remove it")
+    return None
 
 
 def write_shards(folder: Path, pair: Callable[[int], tuple[Image.Image, str]], count: int, shards: int) -> None:

@@ -6,7 +6,6 @@ dataset.py says what is in it. The same settings are left as they are; a folder 
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def main(argv: list[str] | None = None) -> int:
         help="where the packages and what is drawn of them are kept (default: %(default)s)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     return exit_code_of(lambda: run(args))
 
 

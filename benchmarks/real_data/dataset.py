@@ -25,10 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from open_clip_train_fastclip.errors import UserError
-
 from ..harness.contact_sheet import Section, contact_sheet
-from ..harness.shards import write_shards
+from ..harness.shards import find_data, write_shards
 from . import captions, drawing, packages, sources, splits
 
 PACKAGES = Path("data", "packages")
@@ -63,12 +61,8 @@ def make(out: Path, settings: Settings, folder: Path = PACKAGES) -> dict:
     where the packages cannot be had.
     """
     origin = {"settings": asdict(settings), "packages": [package.label for package in packages.PACKAGES]}
-    if (out / "dataset.json").is_file():
-        info = json.loads((out / "dataset.json").read_text())
-        if {name: info.get(name) for name in origin} == origin:
-            return info
-    if out.exists():
-        raise UserError(f"{out} exists and is not the data asked for: remove it")
+    if (info := find_data(out, lambda info: {name: info[name] for name in origin} == origin)) is not None:
+        return info
     packages.fetch(folder)
     emoji = captions.read_emoji(folder)
     parts = [_drawn(folder, "colour", lambda: sources.icons(folder, sources.COLOUR, emoji))]
@@ -110,9 +104,8 @@ def _drawn(folder: Path, part: str, read) -> Pairs:
     drawings = list(read())
     drawn = list(drawing.draw_all(drawings, f"drawing {part}"))
     shown = [place for place, picture in enumerate(drawn) if picture is not None]
-    print(
-        f"{part}: {len(shown)} pictures, {len(drawings) - len(shown)} drawings left out that show nothing", flush=True
-    )
+    left_out = len(drawings) - len(shown)
+    print(f"{part}: {len(shown)} pictures; {left_out} left out that show nothing or cannot be drawn", flush=True)
     of = [drawings[place] for place in shown]
     words = [one.collection for one in of], [one.caption for one in of], [one.theme for one in of]
     pairs = Pairs(*words, np.stack([drawn[place] for place in shown]))
@@ -155,6 +148,7 @@ def _facts(pairs: Pairs, places: dict[str, list[int]], size: int) -> dict:
         for place in places[name]:
             digest.update(_picture(pairs.pictures[place], size).tobytes() + pairs.captions[place].encode())
     seen = Counter(pairs.captions[place] for place in places["train"])
+    names = {_name(text) for text in seen}
     held_out = {name: [pairs.captions[place] for place in places[name]] for name in splits.SIZES}
     return {
         "pairs_before_splitting": len(pairs.captions),
@@ -166,9 +160,16 @@ def _facts(pairs: Pairs, places: dict[str, list[int]], size: int) -> dict:
         "share_of_captions_seen_in_train": {
             name: sum(text in seen for text in texts) / len(texts) for name, texts in held_out.items()
         },
+        "share_of_names_seen_in_train": {
+            name: sum(_name(text) in names for text in texts) / len(texts) for name, texts in held_out.items()
+        },
         "sets": dict(Counter(pairs.collections[place] for place in places["train"]).most_common()),
         "sha256": digest.hexdigest(),
     }
+
+
+def _name(caption: str) -> str:
+    return caption.split(":")[0].lower()
 
 
 def _labels(pairs: Pairs, places: dict[str, list[int]], theme_names: dict[str, list[str]]) -> dict:

@@ -175,6 +175,8 @@ def test_real_pairs_have_columns_and_folders_of_their_own(stand_in, tmp_path, mo
     assert text in capsys.readouterr().out and text.startswith("**Real pairs: 10,086 training pairs")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert lines[0][6:8] == ["R@1, new captions", "final tau"] and lines[2][2:8] == ["9.0"] * 4 + ["7.0", "0.050"]
+    facts = json.loads((tmp_path / "runs" / "quickstart-real" / "table.json").read_text())
+    assert facts["data"]["train_pairs"] == 10_086  # and not all that the folder holds
     assert "1,000 more pairs" in text.splitlines()[-1]
     assert quickstart.main(["--data", "real", "--mismatched", "0.3"]) == 2
     assert "--mismatched is of --data glyphs: leave it out" in capsys.readouterr().err
