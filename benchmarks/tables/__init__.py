@@ -8,7 +8,7 @@ from ..experiments.table import Table
 
 NAMES = (
     "gamma_schedule", "temperature", "optimizers", "scaling", "step_time", "laion400m", "gradients", "memory",
-    "map", "tuning", "tuning_optimizers", "eps",
+    "map", "map_defaults", "tuning", "tuning_optimizers", "eps",
     "real_tuning", "real", "real_batch", "real_epochs", "real_size", "real_gpu",
 )  # fmt: skip
 QUICK_NAMES = NAMES[:8]  # of run --quick all: those that answer a question of the paper's

@@ -20,29 +20,43 @@ SETTINGS = {
     "fastclip-v3": {"--lr": 5e-4, "--fastclip-rho": 3.22},
 }
 GAMMAS = {"": {}, ", gamma 1": {"--fastclip-gamma": 1.0}}
-EPS = {"1/(B-1)": lambda pairs: 1 / 31, "0.001": lambda pairs: 1e-3, "1/N": lambda pairs: 1 / pairs}  # to three digits
+SMALL = "0.001"
+EPS = {"1/(B-1)": lambda pairs: 1 / 31, SMALL: lambda pairs: 1e-3, "1/N": lambda pairs: 1 / pairs}  # to three digits
 
 
-def _rows(name):
-    said, data, pairs = DATA[name]
+def openclip(name):
+    """OpenCLIP's row on one of DATA."""
+    label, frozen = f"{DATA[name][0]}: OpenCLIP, temperature frozen at 0.07", {"--freeze-temperature": None}
+    return Row(f"eps-{name}-clip-frozen", label, "clip", frozen, local=FROZEN, **_common(name, ""))
+
+
+def fastclip(name, loss, gamma, eps):
+    """A loss of SETTINGS on one of DATA, with gamma and eps as GAMMAS and EPS name them, "" for their defaults."""
+    said, _, pairs = DATA[name]
+    flags = GAMMAS[gamma] | ({"--fastclip-eps": float(f"{EPS[eps](pairs):.3g}")} if eps else {})
+    label = f"{said}: {loss}{gamma}{eps and f', eps {eps}'}"
+    return Row(_name(name, loss, gamma, eps), label, loss, flags, local=SETTINGS[loss], **_common(name, gamma, eps))
+
+
+def _common(name, *settings):
+    seeds = 3 if name != "many" and set(settings) <= {"", SMALL} else 1
     # curve: v1 and v3 with the defaults are rows of the table real too, and then one run serves both.
-    common = {"data": data, "seeds": 1, "curve": name == "real", "scales": ("real" if name == "real" else "tiny",)}
-    label, frozen = f"{said}: OpenCLIP, temperature frozen at 0.07", {"--freeze-temperature": None}
-    yield Row(f"eps-{name}-clip-frozen", label, "clip", frozen, local=FROZEN, **common)
-    for loss, settings in SETTINGS.items():
-        for gamma_said, gamma in GAMMAS.items():
-            for eps_said in ("", *EPS):
-                eps = {"--fastclip-eps": float(f"{EPS[eps_said](pairs):.3g}")} if eps_said else {}
-                yield Row(
-                    _name(name, loss, gamma_said, eps_said),
-                    f"{said}: {loss}{gamma_said}{eps_said and f', eps {eps_said}'}",
-                    loss, gamma | eps, local=settings, **common,
-                )  # fmt: skip
+    return {
+        "data": DATA[name][1],
+        "seeds": seeds,
+        "curve": name == "real",
+        "scales": ("real" if name == "real" else "tiny",),
+    }
 
 
 def _name(data, loss, gamma, eps):
     words = f"eps {data} {loss} {gamma} {eps}"
     return "-".join("".join(letter if letter.isalnum() or letter == "." else " " for letter in words).split())
+
+
+def _rows(name):
+    grid = [fastclip(name, loss, gamma, eps) for loss in SETTINGS for gamma in GAMMAS for eps in ("", *EPS)]
+    return [openclip(name), *grid]
 
 
 def _comparisons(name):

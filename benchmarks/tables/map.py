@@ -52,13 +52,13 @@ def _row(regime, row):
     return replace(row, **named, curve=data == NOISY and row.curve)
 
 
-_ROWS = {regime: [_row(regime, row) for row in rows] for regime, (_, _, rows) in REGIMES.items()}
+ROWS = {regime: [_row(regime, row) for row in rows] for regime, (_, _, rows) in REGIMES.items()}
 TABLE = Table(
     "Map of regimes",
     "OpenCLIP and the global loss over the share of wrong captions, partial captions, long-tailed characters, "
     "near-duplicates (30 characters in 150 looks each), batch and size of the data.",
-    tuple(row for rows in _ROWS.values() for row in rows),
-    tuple(Comparison(row.name, rows[-1].name) for rows in _ROWS.values() for row in rows if row.loss == "clip"),
+    tuple(row for rows in ROWS.values() for row in rows),
+    tuple(Comparison(row.name, rows[-1].name) for rows in ROWS.values() for row in rows if row.loss == "clip"),
     scales=("tiny",),
     notes="With wrong captions FastCLIP is ahead of every OpenCLIP row at batches of up to 64, in points most "
     "with 39,000 pairs (+18.5 over the best OpenCLIP row) and least at half of the captions wrong, where all are "
