@@ -13,7 +13,7 @@ from open_clip_train_fastclip.errors import UserError
 from ..harness.records import circumstances
 from .encoding import MODEL
 from .local_data import data_of
-from .run_log import final_temperature, read_log, read_results, samples_per_second, step_parts
+from .run_log import final_temperature, final_u, read_log, read_results, samples_per_second, step_parts
 from .store import DONE, FAILED, Store, key_of
 from .table import Row, arguments_of
 from .training_runs import MODULE, Run, train_all
@@ -144,6 +144,7 @@ def result_of(run: Run, row: Row, seed: int) -> dict:
         "status": DONE,
         **data.measure(checkpoint, flags_of(row)),
         "tau": round(final_temperature(log), 4),
+        "u": final_u(log),
         "samples_per_second": round(samples_per_second(log)),
         "curve": curve,
         "step_time": step_parts(run.folder),

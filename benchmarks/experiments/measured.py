@@ -13,6 +13,7 @@ from ..harness.records import RESULTS
 from . import local
 from .cluster import PUBLISHED_NODES, Job, logs
 from .local_data import both_ways, data_of
+from .run_log import U_FIGURES
 from .store import DONE, Store, key_of
 from .table import LOCAL, Comparison, Row, Table
 
@@ -58,7 +59,7 @@ class Measured:
         At the local scales R@1 (mean of both ways), top1 and top5 (zero-shot) and tuning (R@1 on the tuning pairs). At
         scale tiny one of glyph_scores.RECALLS as well; at scale real R@1 new (on captions that are not in the training
         data), R@10 and probe (linear). At the larger scales a suite of benchmarks.evaluate on the last checkpoint, or
-        IMAGENET at the end. At all of them tau and samples_per_second, at the local ones minutes.
+        IMAGENET at the end. At all of them tau and samples_per_second, at the local ones minutes and U_FIGURES.
         """
         return figure(self.by_seed(name).values())
 
@@ -70,6 +71,8 @@ class Measured:
     def _value(self, run, name):
         if name in ("tau", "samples_per_second"):
             return run[name]
+        if name in U_FIGURES:
+            return run.get("u", {}).get(name)  # runs before it was kept have none
         if name == "minutes":
             return run["seconds"] / 60
         if name == IMAGENET:

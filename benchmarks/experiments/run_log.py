@@ -14,6 +14,8 @@ TRAIN_LINE = re.compile(
 )
 LOGIT_SCALE = re.compile(r"Logit Scale: ([\d.]+)")
 FASTCLIP_TAU = re.compile(r"FastCLIP Epoch: .*?\btau: ([\d.e+-]+)")
+U_FIGURES = ("log_u_mean", "log_u_std", "u_lag")
+FASTCLIP_U = re.compile(r"FastCLIP Epoch: (\d+) .*?log_u_mean: (\S+) log_u_std: (\S+) u_lag: (\S+)")
 
 
 def read_results(folder: Path) -> list[dict]:
@@ -53,6 +55,13 @@ def final_temperature(log: str) -> float:
     if taus := FASTCLIP_TAU.findall(log):
         return float(taus[-1])
     return 1 / float(LOGIT_SCALE.findall(log)[-1])
+
+
+def final_u(log: str) -> dict[str, float]:
+    """log_u_mean, log_u_std and u_lag, means over the log lines of the last epoch; empty without FastCLIP's."""
+    lines = FASTCLIP_U.findall(log)
+    last = [map(float, figures) for epoch, *figures in lines if epoch == lines[-1][0]]
+    return {name: round(statistics.fmean(of), 2) for name, of in zip(U_FIGURES, zip(*last, strict=True), strict=False)}
 
 
 def step_parts(folder: Path) -> dict[str, float]:

@@ -15,6 +15,7 @@ RECALL_COLUMNS = {
     "text_to_image_R@1": "text→image R@1",
     "text_to_image_R@5": "R@5",
 }
+U_COLUMNS = {"log_u_mean": "final log u", "log_u_std": "its deviation", "u_lag": "final u_lag"}
 COLUMNS = {
     "tiny": {
         "R@1": "R@1, mean",
@@ -22,6 +23,7 @@ COLUMNS = {
         "top1": "zero-shot top 1",
         "top5": "top 5",
         "tau": "final tau",
+        **U_COLUMNS,
     },
     "real": {
         "R@1": "R@1, mean",
@@ -30,6 +32,7 @@ COLUMNS = {
         "top1": "zero-shot top 1",
         "probe": "linear probe",
         "tau": "final tau",
+        **U_COLUMNS,
     },
     "larger": {
         "imagenet-variants": "ImageNet & variants",
