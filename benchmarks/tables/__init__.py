@@ -9,7 +9,7 @@ from ..experiments.table import Table
 NAMES = (
     "gamma_schedule", "temperature", "optimizers", "scaling", "step_time", "laion400m", "gradients", "memory",
     "map", "map_defaults", "tuning", "tuning_optimizers", "eps",
-    "real_tuning", "real", "real_batch", "real_epochs", "real_size", "real_gpu",
+    "real_tuning", "real", "real_gamma", "real_batch", "real_epochs", "real_size", "real_gpu",
 )  # fmt: skip
 QUICK_NAMES = NAMES[:8]  # of run --quick all: those that answer a question of the paper's
 KNOWN = (*NAMES, "quickstart")  # which benchmarks.quickstart runs and shows: it is in no report, nor in run all

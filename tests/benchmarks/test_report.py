@@ -96,7 +96,7 @@ def test_rows_that_were_not_run_are_counted_and_those_that_failed_are_shown(row_
     assert "\n4 rows not run yet: `python -m benchmarks.run temperature --scale tiny` makes them.\n" in table
     question = tables.load("real_epochs").question
     nothing_run = (
-        f"\n{question}\n\n3 rows not run yet: `python -m benchmarks.run real_epochs --scale real` makes them.\n"
+        f"\n{question}\n\n4 rows not run yet: `python -m benchmarks.run real_epochs --scale real` makes them.\n"
     )
     assert section_of(real, "Longer training on real pairs") == nothing_run
     for row in (FROZEN, V1):
