@@ -1,4 +1,4 @@
-"""The map of regimes again, with fastclip-v1 and v3 as the flags' defaults set them, without memory and with eps 1e-3.
+"""The map of regimes again: fastclip-v1 and v3 as the defaults of the flags set them, without memory, with other eps.
 
 At 12 epochs the default of gamma is 0.69, where the map has 0.2; rho is the default at the batch. The rows of OpenCLIP
 are the map's.
@@ -7,14 +7,16 @@ are the map's.
 from dataclasses import replace
 
 from ..experiments.table import Comparison, Row, Table
-from .eps import GAMMAS, SETTINGS, SMALL
+from .eps import GAMMAS, SETTINGS, SMALL, SMALLER
 from .map import REGIMES, ROWS
 from .scaling import settings_at
 
 WHERE = (
     "wrong0", "wrong30", "partial", "tail", "alike0", "alike30", "batch128", "clean39000", "pairs39000",
 )  # fmt: skip
-CHANGES = {"": {}, ", gamma 1": GAMMAS[", gamma 1"], f", eps {SMALL}": {"--fastclip-eps": float(SMALL)}}
+CHANGES = {"": {}, ", gamma 1": GAMMAS[", gamma 1"]} | {
+    f", eps {eps}": {"--fastclip-eps": float(eps)} for eps in (SMALL, SMALLER)
+}
 LOSSES = [(loss, change) for loss in SETTINGS for change in CHANGES]
 
 
@@ -33,7 +35,7 @@ _CLIPS = {regime: [row for row in ROWS[regime] if row.loss == "clip"] for regime
 _FASTCLIPS = {regime: [_row(regime, *loss) for loss in LOSSES] for regime in WHERE}
 TABLE = Table(
     "Map of regimes, with the defaults",
-    "The map again: what the defaults of the flags, gamma 1 and eps 1e-3 do in each of its regimes.",
+    "The map again: what the defaults of the flags, gamma 1 and other eps do in each of its regimes.",
     tuple(row for regime in WHERE for row in (*_CLIPS[regime], *_FASTCLIPS[regime])),
     tuple(Comparison(clip.name, row.name) for regime in WHERE for clip in _CLIPS[regime] for row in _FASTCLIPS[regime]),
     scales=("tiny",),
