@@ -17,22 +17,34 @@ WHERE = (
 CHANGES = {"": {}, ", gamma 1": GAMMAS[", gamma 1"]} | {
     f", eps {eps}": {"--fastclip-eps": float(eps)} for eps in (SMALL, SMALLER)
 }
-LOSSES = [(loss, change) for loss in SETTINGS for change in CHANGES]
+OTHERS = {  # only on the data of which every row has several seeds, and with these of CHANGES
+    "fastclip-v0": {"--lr": 5e-4, "--fastclip-temperature": 0.07},
+    "fastclip-v2": {"--lr": 5e-4, "--fastclip-rho": 3.47},
+    "sogclr": {"--lr": 5e-4, "--fastclip-temperature": 0.07},
+    "isogclr": {"--lr": 5e-4, "--fastclip-rho": 3.47},
+}
+USUAL = ("wrong0", "wrong30")
 
 
-def _row(regime, loss, change):
+def _row(regime, loss, change, seeds):
     said, data, _ = REGIMES[regime]
     batch = int(regime.removeprefix("batch")) if regime.startswith("batch") else 32
     row = Row(
         f"defaults-{regime}-{loss}{change.replace(', ', '-').replace(' ', '-')}", f"{said}: {loss}{change}", loss,
-        CHANGES[change], local=SETTINGS[loss], data=data, batch=batch, scales=("tiny",),
-        seeds=3 if regime in ("wrong0", "wrong30") else 1,
+        CHANGES[change], local=(SETTINGS | OTHERS)[loss], data=data, batch=batch, scales=("tiny",), seeds=seeds,
     )  # fmt: skip
     return replace(row, local=settings_at(row, batch))
 
 
+def _rows(regime):
+    usual = regime in USUAL
+    rows = [_row(regime, loss, change, 3 if usual else 1) for loss in SETTINGS for change in CHANGES]
+    others = [_row(regime, loss, change, 1) for loss in OTHERS for change in ("", f", eps {SMALLER}")]
+    return rows + others if usual else rows
+
+
 _CLIPS = {regime: [row for row in ROWS[regime] if row.loss == "clip"] for regime in WHERE}
-_FASTCLIPS = {regime: [_row(regime, *loss) for loss in LOSSES] for regime in WHERE}
+_FASTCLIPS = {regime: _rows(regime) for regime in WHERE}
 TABLE = Table(
     "Map of regimes, with the defaults",
     "The map again: what the defaults of the flags, gamma 1 and other eps do in each of its regimes.",
