@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from open_clip_train_fastclip.errors import UserError
+from open_clip_train_fastclip.loss.config import LOSSES
 
 from ..harness.records import circumstances
 from .encoding import MODEL
@@ -20,6 +21,8 @@ from .training_runs import MODULE, Run, train_all
 
 LOGS = Path("runs", "tables")
 WARMUP_SHARE = 0.05  # of all steps
+# Defaults that were others when the first of the stored runs were made: a table's row that sets none has these.
+FIRST_DEFAULTS = {"--fastclip-eps": 1e-14}
 COMMON = {  # a row's own flags win
     "--model": MODEL,
     "--wd": 0.1,
@@ -68,10 +71,11 @@ def make_run(row: Row, seed: int, sha256: str) -> Run:
     if row.curve:
         evaluation = {"--val-data": f"{data.folder}/val/{{00000..{data.val_shards - 1:05d}}}.tar"}
         evaluation |= {"--val-num-samples": data.val_pairs, "--val-frequency": 2}
+    first_defaults = FIRST_DEFAULTS if row.loss in LOSSES and not row.kept else {}
     arguments = [
         *arguments_of({"--loss": row.loss}),
         *arguments_of(COMMON),
-        *arguments_of(evaluation | row.local | row.flags),
+        *arguments_of(evaluation | first_defaults | row.local | row.flags),
         *("--train-data", f"{data.folder}/train/{{00000..{data.train_shards - 1:05d}}}.tar"),
         *("--batch-size", str(row.batch // row.ranks), "--epochs", str(row.epochs), "--seed", str(seed)),
         *("--warmup", str(round(WARMUP_SHARE * steps)), "--logs", str(logs), "--name", name),

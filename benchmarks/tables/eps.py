@@ -1,7 +1,7 @@
 """What eps, the weight of the right pair in its own denominator, and gamma do to fastclip-v1 and v3, by kind of data.
 
 With gamma 1 and eps 1/(B-1) fastclip-v1 is OpenCLIP's loss at a constant temperature. All settings are the flags'
-defaults at 32 pairs and 12 epochs, where gamma is 0.69, but for what a row says.
+defaults at 32 pairs and 12 epochs, where gamma is 0.69, but for what a row says; eps begins with the published 1e-14.
 """
 
 from ..experiments.real_pairs import TENTH
@@ -36,10 +36,10 @@ def openclip(name):
 
 
 def fastclip(name, loss, gamma, eps):
-    """A loss of SETTINGS on one of DATA, with gamma and eps as GAMMAS and EPS name them, "" for their defaults."""
+    """A loss of SETTINGS on one of DATA, with gamma and eps as GAMMAS and EPS name them; "": the default, and 1e-14."""
     said, _, pairs = DATA[name]
     flags = GAMMAS[gamma] | ({"--fastclip-eps": float(f"{EPS[eps](pairs):.3g}")} if eps else {})
-    label = f"{said}: {loss}{gamma}{eps and f', eps {eps}'}"
+    label = f"{said}: {loss}{gamma}, eps {eps or '1e-14'}"
     return Row(_name(name, loss, gamma, eps), label, loss, flags, local=SETTINGS[loss], **_common(name, gamma, eps))
 
 
@@ -77,4 +77,10 @@ TABLE = Table(
     tuple(row for name in DATA for row in _rows(name)),
     tuple(comparison for name in DATA for comparison in _comparisons(name)),
     scales=("tiny", "real"),
+    notes="On 39,000 clean pairs a loss without fading pushes solved pairs apart for ever, and v1 has 32.3; the more "
+    "they fade the better: 61.3, 78.0, and 84.6 with OpenCLIP's own loss (see the map). With 30% wrong captions the "
+    "pairs that do not fade are the wrong ones: 1e-4 costs nothing there, 1e-3 0.9 points of v1 and 0.7 of v3 (three "
+    "seeds), and 3.4 of v1 on 39,000 such pairs. On 10,086 real pairs both are level. So the default is 1e-4, but for "
+    "the losses with a temperature of each sample, whose rho may be above ln(1/eps), and 1e-3 is for captions that are "
+    "clean and plenty.",
 )

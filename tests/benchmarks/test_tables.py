@@ -47,6 +47,21 @@ def test_the_stored_runs_are_still_found(table, name, seed, key):
     assert key_of(local.settings_of(row, seed)) == key and Store().is_done(key)
 
 
+@pytest.mark.parametrize(
+    ("table", "name", "eps"),
+    [
+        ("map", "v3-partial", ["1e-14"]),
+        ("eps", "eps-noisy-fastclip-v3-0.001", ["0.001"]),
+        ("map", "clip-partial", []),
+        ("quickstart", "fastclip-v3", []),  # trains with the flags' defaults of today
+    ],
+)
+def test_a_row_that_names_no_eps_has_that_of_the_first_stored_runs(table, name, eps):
+    row = next(row for row in tables.load(table).rows if row.name == name)
+    words = local.make_run(row, 0, "").arguments
+    assert [value for flag, value in zip(words, words[1:], strict=False) if flag == "--fastclip-eps"] == eps
+
+
 def test_unknown_table_is_refused():
     with pytest.raises(UserError, match="there is no table"):
         tables.load("no_such")

@@ -111,14 +111,14 @@ def test_defaults_without_any_other_flag():
     v3 = config(resolved(*V3, "--epochs", "14", "--lr", "1e-3", "--model", "ViT-B-32"))
     assert (v3.gamma, v3.gamma_schedule, v3.gamma_decay_epochs) == (default_gamma(14), "cosine", 7)
     assert (v3.rho, v3.tau_lr, v3.tau_lr_schedule, v3.temperature) == (6.5, 1e-3 / 5, "step_thresh", 0.07)
-    assert (v3.eps, v3.beta1, v3.beta2, v3.adam_eps, v3.gradients) == (1e-14, 0.9, 0.98, 1e-6, "released")
+    assert (v3.eps, v3.beta1, v3.beta2, v3.adam_eps, v3.gradients) == (1e-4, 0.9, 0.98, 1e-6, "released")
     assert config(resolved(*V3), global_batch_size=64).rho == pytest.approx(6.5 * 4.143 / 6.931, rel=1e-3)
     v0 = config(resolved(*TRAIN, "--loss", "fastclip-v0"))
     assert (v0.tau_lr, v0.tau_lr_schedule) == (v0.lr, "cosine") == (5e-4, "cosine")
     for loss in ("fastclip-v2", "isogclr"):
         individual = config(resolved(*TRAIN, "--loss", loss))
         assert (individual.tau_lr, individual.tau_lr_schedule) == (0.0133, "const")
-        assert (individual.temperature, individual.rho) == (0.03, 7.0)
+        assert (individual.temperature, individual.rho, individual.eps) == (0.03, 7.0, 1e-14)
     assert config(resolved(*TRAIN, "--loss", "sogclr")).gamma_schedule == "constant"
 
 

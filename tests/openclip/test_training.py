@@ -11,7 +11,7 @@ from cli import MODEL, TINY, run_cli, run_forked
 from make_data import make_csv, make_shards
 from safetensors.torch import load_file
 
-from open_clip_train_fastclip.loss.config import LOSSES
+from open_clip_train_fastclip.loss.config import LOSSES, default_gamma
 from open_clip_train_fastclip.main import main
 
 
@@ -42,6 +42,21 @@ def states(logs, epoch):
 def weights(logs, epoch):
     checkpoint = torch.load(run_folder(logs) / "checkpoints" / f"epoch_{epoch}.pt", weights_only=True)
     return {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
+
+
+@pytest.mark.parametrize(
+    "extra, visits",
+    [
+        ((), 24),
+        (("--train-num-samples", 24), 12),
+        (("--train-num-samples", 24, "--dataset-resampled"), 12),
+        (("--train-num-samples", 24, "--sample-id", "json-key", "--data-size", 48), 24),  # 48 bounds the keys
+    ],
+)
+def test_the_default_of_gamma_counts_the_visits_of_a_sample(extra, visits, shards, tmp_path):
+    flags = [*TINY, "--loss", "fastclip-v1", "--train-data", shards, "--logs", tmp_path, "--name", "run", *extra]
+    assert run_cli([*flags, "--epochs", 24, "--stop-epochs", 1], tmp_path / "out").ok
+    assert states(tmp_path, 1)[1]["settings"]["gamma"] == default_gamma(visits) < 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -18,6 +18,9 @@ GRADIENTS = ("released", "paper")
 PRODUCTS = ("exact", "tf32-gradient", "tf32")
 
 
+PUBLISHED_EPS = 1e-14
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """What sets one loss apart: its objective, its temperature, and the defaults of its settings.
@@ -29,6 +32,7 @@ class Algorithm:
     tau: str  # CONSTANT; GLOBAL: one, learned; INDIVIDUAL: one per sample and modality, learned
     gamma_schedule: str = "cosine"
     temperature: float = 0.07  # at the start
+    eps: float = 1e-4  # published: PUBLISHED_EPS; docs/choosing.md has what was measured
     rho: float = 0.0  # margin, as published for a global batch of PUBLISHED_BATCH; 0: the objective has none
     tau_lr: float = 0.0  # learning rate of the temperature, or
     tau_lr_divisor: int = 0  # the model's rate divided by this
@@ -37,16 +41,19 @@ class Algorithm:
 
 ALGORITHMS = {
     "sogclr": Algorithm(GCL, CONSTANT, gamma_schedule="constant"),
-    "isogclr": Algorithm(RGCL, INDIVIDUAL, gamma_schedule="constant", temperature=0.03, rho=7.0, tau_lr=0.0133),
+    # RGCL's log(eps + u) must be able to fall below -rho, which is above 9 at the batches of many GPUs.
+    "isogclr": Algorithm(
+        RGCL, INDIVIDUAL, gamma_schedule="constant", temperature=0.03, eps=PUBLISHED_EPS, rho=7.0, tau_lr=0.0133
+    ),
     "fastclip-v0": Algorithm(GCL_WITHOUT_TAU, GLOBAL, tau_lr_divisor=1, tau_lr_schedule="cosine"),
     "fastclip-v1": Algorithm(GCL, CONSTANT),
-    "fastclip-v2": Algorithm(RGCL, INDIVIDUAL, temperature=0.03, rho=7.0, tau_lr=0.0133),
+    "fastclip-v2": Algorithm(RGCL, INDIVIDUAL, temperature=0.03, eps=PUBLISHED_EPS, rho=7.0, tau_lr=0.0133),
     "fastclip-v3": Algorithm(RGCL_G, GLOBAL, rho=6.5, tau_lr_divisor=5, tau_lr_schedule="step_thresh"),
 }
 LOSSES = tuple(ALGORITHMS)
 
 TAU_MIN, TAU_MAX = 0.01, 1.0  # the range that OpenCLIP's clamp of logit_scale to [0, ln 100] allows
-GAMMA_FACTOR, GAMMA_POWER = 4.177, -0.7265  # of the default of gamma, over the epochs
+GAMMA_FACTOR, GAMMA_POWER = 4.177, -0.7265  # of the default of gamma, over the visits of a sample
 PUBLISHED_BATCH = 1024  # global batch of the runs whose rho was published
 LEAST_DEFAULT_RHO = 1.0
 MOST_EPOCHS, MOST = 2**31 - 1, 1e30  # a factor up to MOST, and what it is multiplied by, is finite in float32
@@ -58,9 +65,13 @@ def losses_with(tau: str) -> tuple[str, ...]:
     return tuple(loss for loss, algorithm in ALGORITHMS.items() if algorithm.tau == tau)
 
 
-def default_gamma(epochs: int) -> float:
-    """Smallest gamma of the schedule for a run of `epochs`: the authors' later rule, a power of them and at most 1."""
-    return min(1.0, GAMMA_FACTOR * math.pow(max(epochs, 1), GAMMA_POWER))
+def default_gamma(visits: float) -> float:
+    """Smallest gamma of the schedule for a run that sees every sample so many times: the authors' later rule.
+
+    They give it for epochs of the whole data set: a power of them, and at most 1. What u remembers, it takes from the
+    visits of its sample.
+    """
+    return min(1.0, GAMMA_FACTOR * math.pow(max(visits, 1), GAMMA_POWER))
 
 
 def default_rho(loss: str, global_batch_size: int) -> float:
@@ -85,12 +96,12 @@ class FastCLIPConfig:
 
     loss: str  # one of LOSSES
     num_samples: int  # N, rows of the per-sample table; ids are 0 .. N-1
-    epochs: int = 32  # epochs of the whole run, the horizon of gamma's default
-    gamma: float = BY_LOSS  # gamma_min in (0, 1]; its default is default_gamma(epochs)
+    epochs: int = 32  # of the whole run, the horizon of gamma
+    gamma: float = BY_LOSS  # gamma_min in (0, 1]; its default is that for epochs of all samples
     gamma_schedule: str = BY_LOSS  # one of GAMMA_SCHEDULES
     gamma_decay_epochs: int = BY_LOSS  # E, epochs until gamma_min is reached; by default half of the epochs
     rho: float = BY_LOSS  # margin of RGCL and RGCL-g; its default is the published one
-    eps: float = 1e-14  # weight of an anchor's own pair beside u, in u's own unit
+    eps: float = BY_LOSS  # weight of an anchor's own pair beside u, in u's own unit
     temperature: float = BY_LOSS  # tau at the start
     tau_lr: float = BY_LOSS  # learning rate of tau
     tau_lr_schedule: str = BY_LOSS  # one of TAU_LR_SCHEDULES
@@ -114,6 +125,7 @@ class FastCLIPConfig:
             "gamma_schedule": algorithm.gamma_schedule,
             "gamma_decay_epochs": max(1, self.epochs // 2),
             "rho": default_rho(self.loss, PUBLISHED_BATCH),
+            "eps": algorithm.eps,
             "temperature": algorithm.temperature,
             "tau_lr": self.lr / algorithm.tau_lr_divisor if algorithm.tau_lr_divisor else algorithm.tau_lr,
             "tau_lr_schedule": algorithm.tau_lr_schedule,
@@ -155,7 +167,7 @@ class FastCLIPConfig:
         require_one_of("gamma_schedule", GAMMA_SCHEDULES)
         require(1 <= self.gamma_decay_epochs <= MOST_EPOCHS, "gamma_decay_epochs", f"it must be in [1, {MOST_EPOCHS}]")
         require(0 <= self.rho <= MOST, "rho", f"it must be 0 or more, up to {MOST:g}")
-        require(0 < self.eps < 1, "eps", "it must be in (0, 1), for example 1e-14")
+        require(0 < self.eps < 1, "eps", "it must be in (0, 1), for example 1e-4")
         require(TAU_MIN <= self.temperature <= TAU_MAX, "temperature", f"it must be in [{TAU_MIN}, {TAU_MAX}]")
         require(0 <= self.tau_lr <= MOST, "tau_lr", f"it must be 0 or more, up to {MOST:g}")
         require_one_of("tau_lr_schedule", TAU_LR_SCHEDULES)

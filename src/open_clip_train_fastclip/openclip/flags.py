@@ -65,8 +65,8 @@ FLAGS = (
         "--fastclip-gamma",
         "Smallest weight of the new estimate in the per-sample average u, in (0, 1]; 1: no memory.",
         {"type": float},
-        default=f"min(1, {config.GAMMA_FACTOR} * epochs^{config.GAMMA_POWER}), "
-        f"{config.default_gamma(37):.2g} at 37 epochs",
+        default=f"min(1, {config.GAMMA_FACTOR} * V^{config.GAMMA_POWER}) where a sample is seen V times in all, "
+        f"{config.default_gamma(37):.2g} at 37 epochs of the whole data",
         sets="gamma",
     ),
     Flag(
@@ -95,9 +95,9 @@ FLAGS = (
     Flag(
         "--fastclip-eps",
         "Weight of an anchor's own pair beside u in its denominator, in the unit of u, in (0, 1): an anchor whose u is "
-        "far below it fades; 1/(B-1), with a global batch of B pairs: as in OpenCLIP's loss.",
+        "far below it fades, as in OpenCLIP's loss at a global batch of 1 + 1/eps pairs.",
         {"type": float},
-        default=f"{FastCLIPConfig.eps:g}",
+        default=_by_loss(lambda algorithm: f"{algorithm.eps:g}"),
         sets="eps",
     ),
     Flag(

@@ -193,13 +193,14 @@ class Run(FileHooks, TorchHooks):
         """OpenCLIP's constant rate over the full horizon, with or without a cool-down at its end."""
         return schedules.const_lr(self.args, stock, *of_model)
 
-    def _config(self, num_samples: int, total_steps: int | None) -> FastCLIPConfig:
+    def _config(self, num_samples: int, total_steps: int | None, visits_per_epoch: float = 1.0) -> FastCLIPConfig:
         args = self.args
         state = self.resumed.state if self.resumed else None
         return settings.config_from_args(
             args,
             num_samples=num_samples,
             global_batch_size=run_args.global_batch_size(args),
+            visits_per_epoch=visits_per_epoch,
             total_steps=total_steps,
             stored=state[1]["settings"] if state else None,
         )
@@ -210,7 +211,9 @@ class Run(FileHooks, TorchHooks):
             return marked(stock(args))
         assert self.data is not None and self.batches is not None  # get_data() has made them
         start = self.batches.progress(self.batches.first)
-        config = self._config(self.data.num_samples, start.steps_per_epoch * args.full_epochs)
+        config = self._config(
+            self.data.num_samples, start.steps_per_epoch * args.full_epochs, self.data.visits_per_epoch
+        )
         self.loss = FastCLIPLoss(config, device=args.device)
         if self.resumed is not None and self.resumed.state is not None:
             agree(check_temperature, self.resumed.state[1], args)

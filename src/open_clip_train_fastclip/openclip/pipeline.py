@@ -97,6 +97,7 @@ class TrainingData:
     position: DataPosition
     num_samples: int  # the ids are below it
     identity: DataIdentity
+    visits_per_epoch: float = 1.0  # of a sample, on average; unknown with --sample-id json-key, and then 1 as well
 
 
 def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest | None, epoch: int) -> TrainingData:
@@ -108,16 +109,18 @@ def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest 
         dataloader, position = attach_row_ids(dataloader, args.seed, train.shared_epoch)
         dataloader.worker_init_fn = ignore_signals
         return TrainingData(agreed(dataloader, args), position, len(rows), rows_identity(rows))
+    per_epoch, visits = args.train_num_samples or get_dataset_size(args.train_data)[0], 1.0
     if not ids_are_positions(args):
         manifest, num_samples, identity = None, args.data_size, DataIdentity.of_json_keys(args.data_size)
     else:
         assert manifest is not None  # read_shard_sizes() has made it
         num_samples, identity = manifest.num_samples, manifest.identity
-    per_epoch = args.train_num_samples or get_dataset_size(args.train_data)[0]
+        visits = per_epoch / num_samples
     tally = Tally(args.workers)
     position = rebuild(dataloader, manifest, num_samples, args.seed, train.shared_epoch, tally, per_epoch)
     dataloader.pipeline[0].worker_init_fn = ignore_signals
-    return TrainingData(checked(dataloader, tally, args, train.shared_epoch), position, num_samples, identity)
+    loader = checked(dataloader, tally, args, train.shared_epoch)
+    return TrainingData(loader, position, num_samples, identity, visits)
 
 
 def rebuild(

@@ -12,7 +12,7 @@ import timm.optim
 from open_clip_train.params import get_default_params
 
 from ..errors import UserError, one_line
-from ..loss.config import ALGORITHMS, CONSTANT, LOSSES, FastCLIPConfig, default_rho
+from ..loss.config import ALGORITHMS, CONSTANT, LOSSES, FastCLIPConfig, default_gamma, default_rho
 from . import flag_checks, released_flags
 from .flags import CONFIG_FLAGS, FLAGS
 
@@ -189,17 +189,23 @@ def config_from_args(
     *,
     num_samples: int,
     global_batch_size: int,
+    visits_per_epoch: float = 1.0,
     total_steps: int | None = None,
     stored: dict[str, Any] | None = None,
 ) -> FastCLIPConfig:
     """The settings of a run whose flags went through resolve().
 
     num_samples: rows of the per-sample table; global_batch_size: pairs that one step contrasts, over all ranks and
-    accumulated batches; total_steps: steps of the full horizon; stored: FastCLIPConfig.resolved() of the run that is
-    resumed, which wins over defaults but not over flags. Raises UserError that begins with the field's name.
+    accumulated batches; visits_per_epoch: how often an epoch sees a sample, on average; total_steps: steps of the full
+    horizon; stored: FastCLIPConfig.resolved() of the run that is resumed, which wins over defaults but not over flags.
+    Raises UserError that begins with the field's name.
     """
     _check_stored(stored or {})
-    settings = {"rho": default_rho(args.loss, global_batch_size), **(stored or {}), **args.fastclip}
+    defaults = {
+        "rho": default_rho(args.loss, global_batch_size),
+        "gamma": default_gamma(args.full_epochs * visits_per_epoch),
+    }
+    settings = defaults | (stored or {}) | args.fastclip
     if stored and "temperature" in stored and not args.temperature_given:  # but by --fastclip
         settings["temperature"] = stored["temperature"]
     model_defaults = get_default_params(args.model)
