@@ -32,8 +32,8 @@ date and outcome of every run.
 
 How to read a cell: 21.0 (1.4) is the mean over the seeds and the standard deviation of one seed, a figure alone is of
 one seed. A gain is the mean over the seeds that both rows have, with its standard error. Scores are in percent; seeds
-counts the finished runs. Published numbers are from [benchmarks/published](../published), with their sources. eps is
-1e-14 in every row that names no other (the default is 1e-4 since).
+counts the finished runs. Published numbers are from [benchmarks/published](../published), with their sources. At
+scales tiny and real eps is 1e-14 in every row that names no other (the default is 1e-4 since).
 """
 TINY = """The quickstart's model on glyph data (scale tiny), {epochs} epochs of {train_pairs:,} training pairs, 30% of
 them with a wrong caption unless a row says otherwise. Recall is over 2,000 held-out pairs; zero-shot is the share of

@@ -135,7 +135,12 @@ def test_released_run_goes_on_along_its_golden_trajectory(loss, released, tmp_pa
     converted(released[loss], tmp_path, loss)
     again = FastCLIPLoss(FastCLIPConfig(**golden_settings(loss)))
     index = load_state(again, tmp_path / "checkpoints" / "epoch_2.fastclip", DataIdentity.of_json_keys(64))
-    assert (index["epoch"], index["step"], index["settings"], index["global_batch_size"]) == (EPOCH, STEP, {}, None)
+    assert (index["epoch"], index["step"], index["settings"], index["global_batch_size"]) == (
+        EPOCH,
+        STEP,
+        {"eps": 1e-14},
+        None,
+    )
     assert again.step == STEP and again.visited == 64
     arrays, rows = golden(loss, "float32"), []
     again.start_epoch(EPOCH)
@@ -400,6 +405,7 @@ def test_our_command_line_resumes_the_result(loss, released, tmp_path):
     assert run.ok, run
     after = FastCLIPLoss(FastCLIPConfig(loss=loss, num_samples=64))
     folder = tmp_path / "logs" / "run" / "checkpoints" / "epoch_3.fastclip"
-    load_state(after, folder, DataIdentity.of_json_keys(64))
+    index = load_state(after, folder, DataIdentity.of_json_keys(64))
+    assert index["settings"]["eps"] == 1e-14, "the released code's, not our default"
     changed = after.full_state()["log_u_image"] != before.full_state()["log_u_image"]
     assert torch.equal(changed.nonzero().flatten(), torch.arange(1, 64, 4))

@@ -50,11 +50,14 @@ def weights(logs, epoch):
         ((), 24),
         (("--train-num-samples", 24), 12),
         (("--train-num-samples", 24, "--dataset-resampled"), 12),
-        (("--train-num-samples", 24, "--sample-id", "json-key", "--data-size", 48), 24),  # 48 bounds the keys
+        # where the number of samples is not known an epoch is all of them
+        (("--train-num-samples", 24, "--sample-id", "json-key", "--data-size", 48), 24),
+        (("--train-num-samples", 24, "--samples-per-shard", 12, "--train-data", "pipe:cat {}"), 24),
     ],
 )
 def test_the_default_of_gamma_counts_the_visits_of_a_sample(extra, visits, shards, tmp_path):
-    flags = [*TINY, "--loss", "fastclip-v1", "--train-data", shards, "--logs", tmp_path, "--name", "run", *extra]
+    flags = [*TINY, "--loss", "fastclip-v1", "--train-data", shards, "--logs", tmp_path, "--name", "run"]
+    flags += [flag.format(shards) if isinstance(flag, str) else flag for flag in extra]
     assert run_cli([*flags, "--epochs", 24, "--stop-epochs", 1], tmp_path / "out").ok
     assert states(tmp_path, 1)[1]["settings"]["gamma"] == default_gamma(visits) < 1
 

@@ -16,8 +16,6 @@ TAU_LR_SCHEDULES = ("cosine", "const", "step_thresh")
 GRADIENTS = ("released", "paper")
 # Matrix products in float32; the two of the gradient in TF32; all in TF32, where the device has it: see precision.py.
 PRODUCTS = ("exact", "tf32-gradient", "tf32")
-
-
 PUBLISHED_EPS = 1e-14
 
 

@@ -97,7 +97,7 @@ class TrainingData:
     position: DataPosition
     num_samples: int  # the ids are below it
     identity: DataIdentity
-    visits_per_epoch: float = 1.0  # of a sample, on average; unknown with --sample-id json-key, and then 1 as well
+    visits_per_epoch: float = 1.0  # of a sample, on average; 1 too where the number of samples is not known
 
 
 def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest | None, epoch: int) -> TrainingData:
@@ -115,7 +115,8 @@ def with_ids(train: DataInfo, args: argparse.Namespace, manifest: ShardManifest 
     else:
         assert manifest is not None  # read_shard_sizes() has made it
         num_samples, identity = manifest.num_samples, manifest.identity
-        visits = per_epoch / num_samples
+        if not manifest.bounded:
+            visits = per_epoch / num_samples
     tally = Tally(args.workers)
     position = rebuild(dataloader, manifest, num_samples, args.seed, train.shared_epoch, tally, per_epoch)
     dataloader.pipeline[0].worker_init_fn = ignore_signals
