@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from open_clip_train_fastclip.errors import UserError
-from open_clip_train_fastclip.loss.config import LOSSES
+from open_clip_train_fastclip.loss.config import ALGORITHMS
 
 from ..harness.records import circumstances
 from .encoding import MODEL
@@ -21,7 +21,8 @@ from .training_runs import MODULE, Run, train_all
 
 LOGS = Path("runs", "tables")
 WARMUP_SHARE = 0.05  # of all steps
-# Defaults that were others when the first of the stored runs were made: a table's row that sets none has these.
+# Defaults that were others when the first of the stored runs were made: a table's row that sets none has these. Rows
+# that are kept for a user have today's, as a part of their settings, so that no older run is shown for them.
 FIRST_DEFAULTS = {"--fastclip-eps": 1e-14}
 COMMON = {  # a row's own flags win
     "--model": MODEL,
@@ -36,7 +37,8 @@ COMMON = {  # a row's own flags win
 
 def settings_of(row: Row, seed: int) -> dict:
     """What a run's result depends on, and what is measured on the way; the same settings are the same run."""
-    flags = {"--loss": row.loss} | row.local | row.flags
+    defaults = {"--fastclip-eps": ALGORITHMS[row.loss].eps} if row.loss in ALGORITHMS and row.kept else {}
+    flags = {"--loss": row.loss} | defaults | row.local | row.flags
     of_row = {name: getattr(row, name) for name in ("batch", "ranks", "epochs", "curve")}
     common = " ".join(arguments_of(COMMON))
     return {"flags": flags, "common": common, "data": asdict(row.data), "seed": seed} | of_row
@@ -71,7 +73,7 @@ def make_run(row: Row, seed: int, sha256: str) -> Run:
     if row.curve:
         evaluation = {"--val-data": f"{data.folder}/val/{{00000..{data.val_shards - 1:05d}}}.tar"}
         evaluation |= {"--val-num-samples": data.val_pairs, "--val-frequency": 2}
-    first_defaults = FIRST_DEFAULTS if row.loss in LOSSES and not row.kept else {}
+    first_defaults = FIRST_DEFAULTS if row.loss in ALGORITHMS and not row.kept else {}
     arguments = [
         *arguments_of({"--loss": row.loss}),
         *arguments_of(COMMON),

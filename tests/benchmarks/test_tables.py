@@ -62,6 +62,11 @@ def test_a_row_that_names_no_eps_has_that_of_the_first_stored_runs(table, name, 
     assert [value for flag, value in zip(words, words[1:], strict=False) if flag == "--fastclip-eps"] == eps
 
 
+def test_the_quickstart_does_not_show_a_run_of_other_defaults():
+    row = next(row for row in tables.load("quickstart").rows if row.loss == "fastclip-v3")
+    assert local.settings_of(row, 0)["flags"]["--fastclip-eps"] == 1e-4
+
+
 def test_unknown_table_is_refused():
     with pytest.raises(UserError, match="there is no table"):
         tables.load("no_such")

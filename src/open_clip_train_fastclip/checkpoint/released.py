@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.identity import DataIdentity
 from ..errors import UserError
-from ..loss.config import PUBLISHED_EPS, FastCLIPConfig
+from ..loss.config import FastCLIPConfig
 from ..loss.fastclip import FastCLIPLoss
 from ..loss.sample_table import SampleTable
 from .atomic import atomic_torch_save
@@ -60,7 +60,7 @@ def convert(released: Path, checkpoints: Path, loss_name: str | None = None) -> 
         state,
         epoch,
         data=DataIdentity.of_json_keys(loss.table.num_samples),
-        settings={"eps": PUBLISHED_EPS},  # that code's default; the released checkpoint holds no settings
+        settings={},  # the released checkpoint holds none of them
     )
     kept = ("epoch", "name", "state_dict", "scaler")
     ours: dict[str, Any] = {name: checkpoint[name] for name in kept if name in checkpoint}

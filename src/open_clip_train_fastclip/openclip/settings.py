@@ -12,7 +12,7 @@ import timm.optim
 from open_clip_train.params import get_default_params
 
 from ..errors import UserError, one_line
-from ..loss.config import ALGORITHMS, CONSTANT, LOSSES, FastCLIPConfig, default_gamma, default_rho
+from ..loss.config import ALGORITHMS, CONSTANT, LOSSES, PUBLISHED_EPS, FastCLIPConfig, default_gamma, default_rho
 from . import flag_checks, released_flags
 from .flags import CONFIG_FLAGS, FLAGS
 
@@ -205,6 +205,8 @@ def config_from_args(
         "rho": default_rho(args.loss, global_batch_size),
         "gamma": default_gamma(args.full_epochs * visits_per_epoch),
     }
+    if stored is not None:  # only a converted one has no eps of its own, and the released code's default is this
+        defaults["eps"] = PUBLISHED_EPS
     settings = defaults | (stored or {}) | args.fastclip
     if stored and "temperature" in stored and not args.temperature_given:  # but by --fastclip
         settings["temperature"] = stored["temperature"]
