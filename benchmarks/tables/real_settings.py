@@ -31,3 +31,9 @@ ISOGCLR = replace(V2, name="real-isogclr", label="isogclr (v2, gamma constant)",
 V3 = replace(
     CLIP, name="real-v3", label="fastclip-v3", loss="fastclip-v3", local={"--lr": RATE, "--fastclip-rho": 3.22}
 )
+
+
+def with_eps(row, eps):
+    """A FastCLIP row with another --fastclip-eps than the published 1e-14."""
+    name, label = f"{row.name}-eps-{eps:g}", f"{row.label}, eps {eps:g}"
+    return replace(row, name=name, label=label, flags={"--fastclip-eps": eps})

@@ -5,15 +5,9 @@ from dataclasses import replace
 from ..experiments.real_pairs import ALL, COLOUR
 from ..experiments.table import Comparison, Table
 from .real_batch import at
-from .real_settings import CLIP, FROZEN, V1, V3
+from .real_settings import CLIP, FROZEN, V1, V3, with_eps
 
 EPS = (1e-3, 1e-4)
-
-
-def _with_eps(row, eps):
-    """A FastCLIP row with another --fastclip-eps."""
-    name, label = f"{row.name}-eps-{eps:g}", f"{row.label}, eps {eps:g}"
-    return replace(row, name=name, label=label, flags={"--fastclip-eps": eps})
 
 
 def on(row, data, batch):
@@ -23,7 +17,7 @@ def on(row, data, batch):
 
 
 PLACES = ((COLOUR, 32), (COLOUR, 128), (ALL, 128))
-FASTCLIPS = [row for of in (V1, V3) for row in (of, *(_with_eps(of, eps) for eps in EPS))]
+FASTCLIPS = [row for of in (V1, V3) for row in (of, *(with_eps(of, eps) for eps in EPS))]
 TABLE = Table(
     "Size of the real data",
     "All 38,330 training pairs of the coloured sets, and 83,501 with those of one colour, which have other held-out "

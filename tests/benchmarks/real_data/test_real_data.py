@@ -291,12 +291,12 @@ def test_a_download_that_fails_is_one_line_and_leaves_nothing(script, line, tmp_
 
 
 INTERRUPTED = """
-import sys, time
+import os, sys, time
 from benchmarks.harness.command import exit_code_of
 from benchmarks.real_data import drawing
 
 def draw(number):
-    print("drawing", flush=True)
+    os.write(1, b"drawing\\n")  # at once: several processes write here
     time.sleep(0.005)
 
 drawing.draw = draw
