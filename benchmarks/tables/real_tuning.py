@@ -47,6 +47,6 @@ TABLE = Table(
     ),
     kind="tuning",
     scales=("real",),
-    notes="OpenCLIP's points are all run, those of the others in part: what they take so far is the flags' defaults, "
-    "so that OpenCLIP is the better tuned.",
+    notes="The points of OpenCLIP and of v2 are all run, those of the others in part: what they take so far is the "
+    "flags' defaults, so that OpenCLIP is the better tuned.",
 )
