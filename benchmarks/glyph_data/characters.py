@@ -62,11 +62,11 @@ def load_fonts(extra: Iterable[str] = ()) -> list[Font]:
 
 def _load_font(path: Path) -> Font:
     try:
-        table = TTFont(path, lazy=True)
         family = ImageFont.truetype(str(path), INK_SIZE).getname()[0]
+        with TTFont(path, lazy=True) as table:
+            return Font(path, family, "CBDT" in table, frozenset(table.getBestCmap() or ()))
     except (OSError, TTLibError) as error:
         raise UserError(f"font {path} cannot be read ({error}): name a .ttf or .otf file") from None
-    return Font(path, family, "CBDT" in table, frozenset(table.getBestCmap() or ()))
 
 
 def choose_characters(fonts: list[Font], count: int, seed: int, forbidden: set[str]) -> list[Character]:

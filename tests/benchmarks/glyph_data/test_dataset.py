@@ -1,9 +1,11 @@
 """The glyph data: deterministic, captions as promised, and readable by OpenCLIP's loader."""
 
+import gc
 import io
 import json
 import random
 import tarfile
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -179,3 +181,12 @@ def test_wrong_options_get_one_line(options, message, tmp_path, capsys):
     assert main([*options.split(), "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and message in errors[0] and not list(tmp_path.iterdir())
+
+
+def test_font_files_are_closed_once_read():
+    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        load_fonts()
+        gc.collect()
+    assert not [str(warning.message) for warning in caught if ".ttf" in str(warning.message)]
