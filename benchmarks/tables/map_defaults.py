@@ -44,14 +44,15 @@ def _rows(regime):
     return rows + others if usual else rows
 
 
-def _with_larger_rho(row):
-    name, label = f"{row.name}-rho-{LARGER_RHO:g}", f"{row.label}, rho {LARGER_RHO:g}"
-    return replace(row, name=name, label=label, local=row.local | {"--fastclip-rho": LARGER_RHO})
-
-
 _CLIPS = {regime: [row for row in ROWS[regime] if row.loss == "clip"] for regime in WHERE}
 _FASTCLIPS = {regime: _rows(regime) for regime in WHERE}
-_FASTCLIPS["clean39000"].append(_with_larger_rho(_row("clean39000", "fastclip-v3", f", eps {SMALL}", 1)))
+_V3 = _row("clean39000", "fastclip-v3", f", eps {SMALL}", 1)
+_FASTCLIPS["clean39000"].append(
+    replace(
+        _V3, name=f"{_V3.name}-rho-{LARGER_RHO:g}", label=f"{_V3.label}, rho {LARGER_RHO:g}",
+        local=_V3.local | {"--fastclip-rho": LARGER_RHO},
+    )
+)  # fmt: skip
 TABLE = Table(
     "Map of regimes, with the defaults",
     "The map again with the defaults of the flags, of which eps is 1e-4 for most losses. Beside it the published 1e-14,"

@@ -232,7 +232,7 @@ def undisturbed(cluster, started):
 
 @pytest.fixture(scope="module")
 def pair(cluster, shards):
-    """Two runs at once, by the loss; the first lasts for a quarter of an hour, if nothing ends it."""
+    """Two runs at once, by the loss; the first lasts for ten minutes, if nothing ends it."""
     return {
         "fastclip-v3": cluster.train("killed", *shards(0.5), "--epochs", 60),
         "clip": cluster.train("clip", *shards(0.25), "--loss", "clip"),
