@@ -20,13 +20,15 @@ SETTINGS = {
     "fastclip-v3": {"--lr": 5e-4, "--fastclip-rho": 3.22},
 }
 GAMMAS = {"": {}, ", gamma 1": {"--fastclip-gamma": 1.0}}
-SMALL, SMALLER = "0.001", "0.0001"
+LARGE, SMALL, SMALLER = "1/(B-1)", "0.001", "0.0001"
 EPS = {  # to three digits
-    "1/(B-1)": lambda pairs: 1 / 31,
+    LARGE: lambda pairs: 1 / 31,
     SMALL: lambda pairs: 1e-3,
     SMALLER: lambda pairs: 1e-4,
     "1/N": lambda pairs: 1 / pairs,
 }
+GRID = {"": ("", *EPS), ", gamma 1": ("", LARGE, SMALL)}  # gamma: the eps with it
+OF_MANY = {"": ("", LARGE, SMALL, SMALLER), ", gamma 1": (SMALL,)}  # the same on "many"; OpenCLIP's row is the map's
 
 
 def _openclip(name):
@@ -60,14 +62,15 @@ def _name(data, loss, gamma, eps):
 
 
 def _rows(name):
-    grid = [_fastclip(name, loss, gamma, eps) for loss in SETTINGS for gamma in GAMMAS for eps in ("", *EPS)]
-    return [_openclip(name), *grid]
+    grid = OF_MANY if name == "many" else GRID
+    rows = [_fastclip(name, loss, gamma, eps) for loss in SETTINGS for gamma in grid for eps in grid[gamma]]
+    return rows if name == "many" else [_openclip(name), *rows]
 
 
 def _comparisons(name):
     for loss in SETTINGS:
-        for gamma in GAMMAS:
-            for eps in EPS:
+        for gamma, tried in (OF_MANY if name == "many" else GRID).items():
+            for eps in tried[1:]:
                 yield Comparison(_name(name, loss, gamma, ""), _name(name, loss, gamma, eps))
 
 
