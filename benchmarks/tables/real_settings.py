@@ -17,7 +17,7 @@ FROZEN = replace(
     CLIP, name="real-clip-frozen", label="OpenCLIP, temperature frozen", flags={"--freeze-temperature": None},
     local={"--lr": RATE, "--temperature": 0.04},
 )  # fmt: skip
-SIGLIP = replace(CLIP, name="real-siglip", label="SigLIP", loss="siglip", local={"--lr": RATE}, curve=False)
+SIGLIP = replace(CLIP, name="real-siglip", label="SigLIP", loss="siglip", local={"--lr": 1e-3}, curve=False)
 V1 = replace(
     CLIP, name="real-v1", label="fastclip-v1", loss="fastclip-v1", local={"--lr": RATE, "--fastclip-temperature": 0.07}
 )
